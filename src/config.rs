@@ -27,9 +27,12 @@ use crate::types::NodeId;
 
 mod data_dir;
 mod door;
+mod exposure;
 mod file;
 mod fixed;
 mod flags;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod given;
 mod peers;
 mod replication;
@@ -152,6 +155,8 @@ pub(crate) struct ServeConfig {
     pub door: DoorConfig,
     /// TLS there.
     pub tls: TlsSettings,
+    /// Whether it listens where anybody may be, and asks nobody who it is.
+    pub insecure: bool,
     /// What was made of names that others have for settings.
     pub translation: Translation,
 }
@@ -184,6 +189,7 @@ impl Default for ServeConfig {
             memory_bytes: None,
             door: DoorConfig::default(),
             tls: TlsSettings::default(),
+            insecure: false,
             translation: Translation::default(),
         }
     }
@@ -218,7 +224,7 @@ impl ServeConfig {
     ///
     /// # Errors
     /// [`SettingsError::Invalid`].
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn resolve(settings: GivenSettings) -> Result<Self, SettingsError> {
         Self::resolve_as(settings, Translation::default())
     }

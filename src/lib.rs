@@ -87,6 +87,9 @@ mod duration;
 mod engine;
 mod error;
 mod feed;
+#[cfg(all(any(test, fuzzing), feature = "cli"))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(test)]
 mod golden;
 #[cfg(feature = "peers")]
@@ -159,10 +162,13 @@ pub use types::{
 pub mod server {
     pub use crate::call::{Header, Rejected};
     pub use crate::door::limits::{Bound, DoorLimits};
-    pub use crate::door::{Call, CallOf, Guest, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, MachineGuest, Method};
+    pub use crate::door::{
+        Call, CallOf, ClientAuth, Credentials, CredentialsError, DataRight, Guest, MAX_ANSWER_BYTES,
+        MAX_MESSAGE_BYTES, MachineGuest, Method, Touch, Touched, token_hash,
+    };
     pub use crate::node::settings::LogLevel;
     pub use crate::node::{DRAIN, Names, RunError, ServeError, Server, StoppedBy, metrics};
-    pub use crate::trust::port::{ClientAuth, PortTls};
+    pub use crate::trust::port::{ClientCertificates, PortTls};
 }
 
 /// What a node keeps, and where: a log and snapshots of one's own, and those that there are.

@@ -30,6 +30,12 @@ pub mod replication {
     include!("../proto/generated/replication.rs");
 }
 
+/// What can be called at a client port.
+#[cfg(feature = "server")]
+pub mod rpc {
+    include!("../proto/generated/rpc.rs");
+}
+
 /// Descriptors of all services, for server reflection.
 #[cfg(feature = "server")]
 pub const DESCRIPTORS: &[u8] = include_bytes!("../proto/generated/descriptors.bin");

@@ -88,6 +88,10 @@ pub enum Reason {
     VersionNotAgreed = 29,
     /// The follower of a stream has acknowledged nothing for too long.
     Lagged = 30,
+    /// The caller has shown no credential that is valid.
+    Unauthenticated = 31,
+    /// What was asked for is not granted to the caller.
+    PermissionDenied = 32,
 }
 
 /// The gRPC codes in use, by their numbers.
@@ -99,10 +103,12 @@ pub enum GrpcCode {
     InvalidArgument = 3,
     DeadlineExceeded = 4,
     NotFound = 5,
+    PermissionDenied = 7,
     ResourceExhausted = 8,
     FailedPrecondition = 9,
     OutOfRange = 11,
     Unavailable = 14,
+    Unauthenticated = 16,
 }
 
 impl GrpcCode {
@@ -113,10 +119,12 @@ impl GrpcCode {
             Self::InvalidArgument => "INVALID_ARGUMENT",
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::NotFound => "NOT_FOUND",
+            Self::PermissionDenied => "PERMISSION_DENIED",
             Self::ResourceExhausted => "RESOURCE_EXHAUSTED",
             Self::FailedPrecondition => "FAILED_PRECONDITION",
             Self::OutOfRange => "OUT_OF_RANGE",
             Self::Unavailable => "UNAVAILABLE",
+            Self::Unauthenticated => "UNAUTHENTICATED",
         }
     }
 }
@@ -149,8 +157,8 @@ impl Reason {
     /// The table.
     pub const fn row(self) -> Row {
         use GrpcCode::{
-            DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, OutOfRange, ResourceExhausted,
-            Unavailable, Unknown,
+            DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, OutOfRange, PermissionDenied,
+            ResourceExhausted, Unauthenticated, Unavailable, Unknown,
         };
         const NO: Option<bool> = Some(false);
         const YES: Option<bool> = Some(true);
@@ -203,6 +211,12 @@ impl Reason {
                 ("VERSION_NOT_AGREED", "version_not_agreed", Unavailable, 503, EXIT_ERROR, NO)
             }
             Self::Lagged => ("LAGGED", "lagged", Unavailable, 503, EXIT_ERROR, NO),
+            Self::Unauthenticated => {
+                ("UNAUTHENTICATED", "unauthenticated", Unauthenticated, 401, EXIT_ERROR, NO)
+            }
+            Self::PermissionDenied => {
+                ("PERMISSION_DENIED", "permission_denied", PermissionDenied, 403, EXIT_ERROR, NO)
+            }
         };
         Row { name, counter, grpc, http_status, exit_code, maybe_applied }
     }

@@ -1325,6 +1325,12 @@ pub struct WatchRequest {
     /// What to tell; all if there are none.
     #[prost(enumeration = "event::Kind", repeated, tag = "8")]
     pub kinds: ::prost::alloc::vec::Vec<i32>,
+    /// Events also tell what their keys held before.
+    #[prost(bool, tag = "9")]
+    pub previous: bool,
+    /// What `WatchProgress` calls this watch: chosen by the caller, at random. 0: it is not asked for progress.
+    #[prost(fixed64, tag = "10")]
+    pub watch_id: u64,
 }
 /// From `start`, inclusive, to `end`, exclusive; empty: from the first key of the collection, to the last one.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1359,6 +1365,12 @@ pub struct Event {
     /// Only the key when it is gone.
     #[prost(message, optional, tag = "3")]
     pub item: ::core::option::Option<Item>,
+    /// If it was asked for: the key as it was before, which its revision is of as well. Unset when it did not exist.
+    #[prost(message, optional, tag = "4")]
+    pub previous: ::core::option::Option<Item>,
+    /// If it was asked for: the key did exist, and this node does not keep any more what it held.
+    #[prost(bool, tag = "5")]
+    pub previous_unknown: bool,
 }
 /// Nested message and enum types in `Event`.
 pub mod event {
@@ -1402,6 +1414,20 @@ pub mod event {
             }
         }
     }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchProgressRequest {
+    /// As the request of the watch has it.
+    #[prost(fixed64, tag = "1")]
+    pub watch_id: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchProgressResponse {
+    #[prost(message, optional, tag = "1")]
+    pub header: ::core::option::Option<Header>,
+    /// The watch is about to say this `next_revision`, or a larger one.
+    #[prost(uint64, tag = "2")]
+    pub next_revision: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PipelineRequest {
@@ -1727,6 +1753,32 @@ pub mod kv_client {
             req.extensions_mut().insert(GrpcMethod::new("quorate.v1.Kv", "Watch"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Has a watch that is open at this node say how far it is, as soon as it has told every write that was acknowledged before this call.
+        /// The watch says it on its own stream, by the `next_revision` of a message. REASON_NOT_FOUND where this node has no such watch.
+        pub async fn watch_progress(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchProgressRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WatchProgressResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::proto::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/quorate.v1.Kv/WatchProgress",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("quorate.v1.Kv", "WatchProgress"));
+            self.inner.unary(req, path, codec).await
+        }
         /// As the service Sessions has them.
         pub async fn open_session(
             &mut self,
@@ -1870,6 +1922,17 @@ pub mod kv_server {
             request: tonic::Request<super::WatchRequest>,
         ) -> std::result::Result<
             tonic::Response<BoxStream<super::WatchResponse>>,
+            tonic::Status,
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
+        /// Has a watch that is open at this node say how far it is, as soon as it has told every write that was acknowledged before this call.
+        /// The watch says it on its own stream, by the `next_revision` of a message. REASON_NOT_FOUND where this node has no such watch.
+        async fn watch_progress(
+            &self,
+            request: tonic::Request<super::WatchProgressRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WatchProgressResponse>,
             tonic::Status,
         > {
             Err(tonic::Status::unimplemented("Not yet implemented"))
@@ -2331,6 +2394,49 @@ pub mod kv_server {
                     };
                     Box::pin(fut)
                 }
+                "/quorate.v1.Kv/WatchProgress" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchProgressSvc<T: Kv>(pub Arc<T>);
+                    impl<T: Kv> tonic::server::UnaryService<super::WatchProgressRequest>
+                    for WatchProgressSvc<T> {
+                        type Response = super::WatchProgressResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchProgressRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Kv>::watch_progress(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchProgressSvc(inner);
+                        let codec = crate::proto::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/quorate.v1.Kv/OpenSession" => {
                     #[allow(non_camel_case_types)]
                     struct OpenSessionSvc<T: Kv>(pub Arc<T>);
@@ -2602,6 +2708,12 @@ pub struct ReplicaInfo {
     /// How much older its state is; unset where it is not known.
     #[prost(uint64, optional, tag = "5")]
     pub lag_ms: ::core::option::Option<u64>,
+    /// What it says of itself: the node that it is told by, as host:port, and whether it is Disconnected, Connecting, Syncing or Synced.
+    /// Empty where another node tells of it.
+    #[prost(string, tag = "6")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub state: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FeedInfo {

@@ -38,6 +38,13 @@ pub struct SubscribeRequest {
     /// First message: where the position is gone, send the state as of a newer one first, and go on from there.
     #[prost(bool, tag = "12")]
     pub accept_snapshot: bool,
+    /// First message: entities also tell the value that their key had before. Only a machine that tells events has any.
+    #[prost(bool, tag = "13")]
+    pub previous: bool,
+    /// Later messages: the follower wants a heartbeat as soon as everything was sent that the node has applied by now, or when the
+    /// window is full: its `upto_seq` says up to where everything is there.
+    #[prost(bool, tag = "14")]
+    pub progress: bool,
     /// First message: host:port at which the follower answers reads, if it does: it is a replica, and clients of the node are told of it.
     /// Without filters it has the whole state, with filters a part.
     #[prost(string, tag = "20")]
@@ -115,6 +122,12 @@ pub struct Entity {
     /// The machine that it happened to, by its number in a composition; 0 for one that is alone.
     #[prost(uint32, tag = "9")]
     pub machine: u32,
+    /// Update, Delete, Expire, if it was asked for: the value that the key had before, which may be empty.
+    #[prost(bytes = "bytes", optional, tag = "10")]
+    pub previous_value: ::core::option::Option<::prost::bytes::Bytes>,
+    /// If it was asked for: the key had a value before, and this node does not keep it any more, or it has more than 4 MiB.
+    #[prost(bool, tag = "11")]
+    pub previous_unknown: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AppliedCommand {
@@ -189,7 +202,7 @@ pub struct StatusResponse {
     pub committed_seq: u64,
     #[prost(uint64, tag = "6")]
     pub node_id: u64,
-    /// leader, follower, candidate, learner.
+    /// leader, follower, candidate, learner; replica if it is no member.
     #[prost(string, tag = "7")]
     pub role: ::prost::alloc::string::String,
     /// The cluster's clock at `current_seq`, in milliseconds since the Unix epoch.

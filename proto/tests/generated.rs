@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use prost_types::FileDescriptorSet;
+
 const FILES: [&str; 8] = [
     "peer.proto",
     "call.proto",
@@ -24,6 +26,7 @@ fn generate(out: &Path) {
     fs::write(out.join("sources.txt"), sources).unwrap();
     let descriptors = protox::compile(FILES, [SOURCES]).unwrap();
     fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors)).unwrap();
+    fs::write(out.join("rpc.rs"), rpcs(&descriptors)).unwrap();
     tonic_prost_build::configure()
         .out_dir(out)
         .emit_rerun_if_changed(false)
@@ -43,6 +46,31 @@ fn generate(out: &Path) {
         .bytes(".")
         .compile_fds(descriptors)
         .unwrap();
+}
+
+/// An enum of all that can be called at a client port, so that what is said of calls is said of each.
+fn rpcs(descriptors: &FileDescriptorSet) -> String {
+    let mut found = Vec::new();
+    // Peers have a port of their own.
+    for file in descriptors.file.iter().filter(|file| file.package() != "quorate.peer.v1") {
+        for service in &file.service {
+            for method in &service.method {
+                let name = format!("{}{}", service.name(), method.name());
+                found.push((name, format!("/{}.{}/{}", file.package(), service.name(), method.name())));
+            }
+        }
+    }
+    let lines = |line: fn(&(String, String)) -> String| found.iter().map(line).collect::<String>();
+    let mut code = "/// A method of a service at the client port.\n".to_owned();
+    code += "#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]\npub enum Rpc {\n";
+    code += &lines(|(name, _)| format!("    {name},\n"));
+    code += "}\n\nimpl Rpc {\n    /// All of them.\n    pub const ALL: &'static [Self] = &[\n";
+    code += &lines(|(name, _)| format!("        Self::{name},\n"));
+    code += "    ];\n\n    /// Where it is called.\n    pub const fn path(self) -> &'static str {\n        match self {\n";
+    code += &lines(|(name, path)| format!("            Self::{name} => \"{path}\",\n"));
+    code += "        }\n    }\n\n    /// The one that is called at `path`.\n    pub fn of_path(path: &str) -> Option<Self> {\n        match path {\n";
+    code += &lines(|(name, path)| format!("            \"{path}\" => Some(Self::{name}),\n"));
+    code + "            _ => None,\n        }\n    }\n}\n"
 }
 
 fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {

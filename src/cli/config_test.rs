@@ -12,8 +12,10 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 
 use super::endpoints::{self, AskedNode, NodeKind};
+use super::serve::ServeCommandError;
 use super::{CliError, Common, Format, output, status};
 use crate::config::{GivenSettings, ServeArgs, ServeConfig};
+use crate::door::Credentials;
 use crate::kv::client::{Client, Endpoint, NodeReport, ReplicaReads};
 use crate::report::millis;
 use crate::types::NodeId;
@@ -98,8 +100,12 @@ pub async fn run(common: &Common, args: ConfigTestArgs) -> Result<(), CliError> 
 /// Reads the settings as a node would, without the flags and the environment of this process.
 fn check_file(format: Format, path: &Path) -> Result<(), CliError> {
     let args = ServeArgs { config: Some(path.to_owned()), settings: GivenSettings::default() };
-    let config = ServeConfig::load(args)
-        .map_err(|error| CliError::node(super::serve::ServeCommandError::from(error)))?;
+    let refused = |error: ServeCommandError| CliError::node(error);
+    let config = ServeConfig::load(args).map_err(|error| refused(error.into()))?;
+    config.check_exposure().map_err(|error| refused(error.into()))?;
+    if config.door.auth.is_required() {
+        Credentials::load(config.door.auth.clone()).map_err(|error| refused(error.into()))?;
+    }
     let settings = config.fixed_settings();
     match format {
         Format::Json => {

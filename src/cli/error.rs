@@ -340,6 +340,12 @@ fn reason_hint(reason: Reason, subject: Subject) -> Option<&'static str> {
         Reason::Overloaded | Reason::LimitReached | Reason::WindowExceeded | Reason::TooManySessions => {
             Some("nothing was done: try again after a pause")
         }
+        Reason::Unauthenticated => Some(
+            "give a token: --token-file FILE, or QUORATE_TOKEN_FILE or QUORATE_TOKEN in the environment; `quorate token show` says what is in one",
+        ),
+        Reason::PermissionDenied => {
+            Some("ask for a token to which it is granted; `quorate token show` says what is granted by one")
+        }
         Reason::VersionNotAgreed => Some("upgrade all members, and bring back those that are down"),
         Reason::Diverged => Some("ask another node with --endpoints, and look at the log of this one"),
         Reason::Unspecified

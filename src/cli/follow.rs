@@ -94,10 +94,19 @@ pub(super) fn cells(entry: &FollowedEntry) -> Vec<String> {
     first.into_iter().chain(rest).collect()
 }
 
-/// An entry on a line of its own.
+/// An entry on a line of its own, with the value that was there before where it is told.
 pub(super) fn line(entry: &FollowedEntry) -> String {
     let mut line = cells(entry).join("  ");
     line.truncate(line.trim_end().len());
+    match &entry.change {
+        FollowedChange::Event { previous_value: Some(value), .. } => {
+            line.push_str(&format!("  (before: {})", output::printable(value)));
+        }
+        FollowedChange::Event { previous_unknown: true, .. } => {
+            line.push_str("  (before: not kept any more)")
+        }
+        _ => {}
+    }
     line
 }
 
@@ -120,6 +129,8 @@ pub(super) fn object(entry: &FollowedEntry) -> Map<String, Value> {
             previous_seq,
             version,
             expires_ms,
+            previous_value,
+            previous_unknown,
             ..
         } => {
             insert("operation", operation.name().into());
@@ -132,6 +143,12 @@ pub(super) fn object(entry: &FollowedEntry) -> Map<String, Value> {
             output::insert_bytes(&mut object, "key", key);
             if operation.has_value() {
                 output::insert_bytes(&mut object, "value", value);
+            }
+            if let Some(previous) = previous_value {
+                output::insert_bytes(&mut object, "previous_value", previous);
+            }
+            if *previous_unknown {
+                object.insert("previous_unknown".to_owned(), true.into());
             }
         }
         FollowedChange::Command { machine, version, command } => {
@@ -226,6 +243,17 @@ mod tests {
         let removed = replica::followed(replica::removal(8));
         assert_eq!(line(&removed), "8  2026-01-01T00:00:00Z  delete  default  default  k8");
         assert!(object(&removed).get("value").is_none());
+        let told = |previous_value: Option<&'static str>, unknown| {
+            let mut message = replica::removal(8);
+            let entity = message.entity.as_mut().unwrap();
+            (entity.previous_value, entity.previous_unknown) = (previous_value.map(Into::into), unknown);
+            replica::followed(message)
+        };
+        assert!(line(&told(Some("old"), false)).ends_with("k8  (before: old)"));
+        assert!(line(&told(Some(""), false)).ends_with("k8  (before: \"\")"), "a value may be empty");
+        assert!(line(&told(None, true)).ends_with("k8  (before: not kept any more)"));
+        assert_eq!(object(&told(Some("old"), false))["previous_value"], "old");
+        assert_eq!(object(&told(None, true))["previous_unknown"], true);
         let command = replica::followed(replica::command(9, b"\xff\0"));
         assert_eq!(line(&command), "9  2026-01-01T00:00:00Z  command  -  -  machine=1,version=2  \\xff\\x00");
         let json = serde_json::to_value(object(&command)).unwrap();

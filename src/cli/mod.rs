@@ -4,11 +4,13 @@
 //! everything else on standard error; failures in [`report`]. Exit codes are those of [`crate::reason`].
 
 use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 pub use crate::reason::{EXIT_ERROR, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_OK, EXIT_UNKNOWN, EXIT_UNREACHABLE};
-pub use common::Common;
 pub use conceal::conceal;
 pub use error::CliError;
 pub use input::ScopeArgs;
@@ -17,10 +19,16 @@ pub use report::Report;
 
 pub use crate::logging::{flush as flush_log, last_words};
 
+use crate::duration;
+use crate::kv::client::{
+    Client, ClientConfig, ClientTls, ConfigError, Endpoint, KnownLeader, SESSION_TTL_MAX, SESSION_TTL_MIN,
+    Token, TrustError,
+};
+use crate::reason::Reason;
+
 pub mod bench;
 pub mod cert;
 pub mod cluster;
-mod common;
 pub mod completion;
 mod conceal;
 pub mod config_test;
@@ -48,6 +56,9 @@ pub mod session;
 pub mod snapshot;
 pub mod status;
 pub mod subscribe;
+#[cfg(test)]
+mod tests;
+pub mod token;
 pub mod transfer;
 pub mod txn;
 pub mod watch;
@@ -72,6 +83,131 @@ pub struct Cli {
     /// of what was freed is the program's affair.
     #[arg(skip)]
     pub on_memory: Option<fn(u64)>,
+}
+
+/// Options of every command that talks to a cluster.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// Client addresses of some nodes, comma-separated; the others are found through them
+    #[arg(
+        long,
+        global = true,
+        env = "QUORATE_ENDPOINTS",
+        value_name = "HOST:PORT,...",
+        value_delimiter = ',',
+        value_parser = Endpoint::parse,
+        default_value = "127.0.0.1:7801,127.0.0.1:7802,127.0.0.1:7803"
+    )]
+    pub endpoints: Vec<Endpoint>,
+    /// How results are printed
+    #[arg(short, long, global = true, env = "QUORATE_OUTPUT", value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+    /// How long an operation may take, such as 10s, 500ms or 1h30m; at most a year
+    #[arg(
+        long,
+        global = true,
+        env = "QUORATE_TIMEOUT",
+        value_name = "TIME",
+        value_parser = duration::parse,
+        allow_hyphen_values = true,
+        default_value = "10s"
+    )]
+    pub timeout: Duration,
+    /// PEM file with the authorities whose certificates are believed of nodes; with it TLS is spoken
+    #[arg(long, global = true, env = "QUORATE_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// PEM file with the certificate that is shown to nodes, and its chain
+    #[arg(long, global = true, env = "QUORATE_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the key of that
+    #[arg(long, global = true, env = "QUORATE_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// File with the token to show to the nodes; QUORATE_TOKEN in the environment may hold the token itself
+    #[arg(long, global = true, env = "QUORATE_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// The client of the command, once it has one: a failure tells what it has learnt.
+    #[arg(skip)]
+    client: Arc<OnceLock<Client>>,
+}
+
+/// What holds a token in the environment.
+const TOKEN: &str = "QUORATE_TOKEN";
+
+impl Common {
+    /// A client for a command that does one thing: it does not wait for a cluster that is not there.
+    fn client(&self) -> Result<Client, CliError> {
+        self.client_with(|config| {
+            config.unavailable_after = Duration::ZERO;
+            // One write needs no place among those who stay; if its outcome is not known, it says so.
+            config.without_session_when_full = true;
+            // Long enough for every attempt, and if this process is killed its session is not kept for long.
+            let max = config.session_ttl.max(self.timeout).min(SESSION_TTL_MAX);
+            config.session_ttl = self.timeout.saturating_mul(2).clamp(SESSION_TTL_MIN, max);
+        })
+    }
+
+    /// Runs a writing command with a client of its own, whose session is closed whatever comes of it.
+    async fn with_client(
+        &self,
+        command: impl AsyncFnOnce(&Client) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        let client = self.client()?;
+        let outcome = command(&client).await;
+        client.close().await;
+        outcome
+    }
+
+    /// TLS towards nodes, if it is asked for.
+    fn tls(&self) -> Result<Option<ClientTls>, ConfigError> {
+        let refuse = |why: &str| Err(TrustError::Settings(why.to_owned()).into());
+        match (&self.tls_ca, &self.tls_cert, &self.tls_key) {
+            (None, None, None) => Ok(None),
+            (Some(ca), None, None) => Ok(Some(ClientTls::with_ca(ca)?)),
+            (Some(ca), Some(certificate), Some(key)) => {
+                Ok(Some(ClientTls::with_certificate(ca, certificate, key)?))
+            }
+            (None, ..) => {
+                refuse("--tls-cert and --tls-key are shown to nodes that are believed; give --tls-ca, too")
+            }
+            (Some(_), ..) => refuse("--tls-cert and --tls-key belong together; give both, or neither"),
+        }
+    }
+
+    /// Who leads, to be told with a failure. A program is told even where that costs a question.
+    async fn leader(&self, error: &CliError) -> Option<KnownLeader> {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let client = self.client.get()?;
+        match (self.output, error.reason()) {
+            // It has been asked for all the time.
+            (_, Reason::Unreachable | Reason::DeadlineExceeded | Reason::NoQuorum) | (Format::Table, _) => {
+                client.known_leader()
+            }
+            (Format::Json, _) => client.find_leader(PATIENCE.min(self.timeout)).await,
+        }
+    }
+
+    /// What is shown to the nodes. A token on the command line would be shown to all who look at the processes.
+    fn token(&self) -> Result<Option<Token>, CliError> {
+        let unusable = |path: PathBuf| move |source| CliError::Input { path, source };
+        match (&self.token_file, std::env::var(TOKEN)) {
+            (Some(path), _) => Token::from_file(path).map(Some).map_err(unusable(path.clone())),
+            (None, Ok(token)) if !token.is_empty() => {
+                Token::new(&token).map(Some).map_err(unusable(TOKEN.into()))
+            }
+            (None, _) => Ok(None),
+        }
+    }
+
+    fn client_with(&self, change: impl FnOnce(&mut ClientConfig)) -> Result<Client, CliError> {
+        let token = self.token()?;
+        let mut config = ClientConfig { timeout: self.timeout, token, ..ClientConfig::default() };
+        config.tls = self.tls()?;
+        change(&mut config);
+        let client = Client::new(self.endpoints.iter().map(Endpoint::as_str), config)?;
+        // A command makes one.
+        let _ = self.client.set(client.clone());
+        Ok(client)
+    }
 }
 
 /// The commands.
@@ -107,6 +243,8 @@ pub enum Command {
     Snapshot(snapshot::SnapshotArgs),
     /// Show and change settings of a running node
     Configure(configure::ConfigureArgs),
+    /// Make tokens for callers, and show what is in one
+    Token(token::TokenArgs),
     /// Measure operations per second and latency
     Bench(bench::BenchArgs),
     /// Write and read at every node and replica for a short while, and say whether all went well
@@ -166,9 +304,12 @@ impl Command {
             Self::Configure(_) => Subject::Settings,
             Self::Health(_) | Self::Status(_) | Self::Snapshot(_) | Self::Bench(_) => Subject::Node,
             Self::LoadTest(_) | Self::ReplicationTest(_) | Self::ConfigTest(_) => Subject::Node,
-            Self::Serve(_) | Self::Replica(_) | Self::Cluster(_) | Self::Completion(_) | Self::Cert(_) => {
-                Subject::Process
-            }
+            Self::Serve(_)
+            | Self::Replica(_)
+            | Self::Cluster(_)
+            | Self::Completion(_)
+            | Self::Cert(_)
+            | Self::Token(_) => Subject::Process,
         }
     }
 }
@@ -233,6 +374,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::TransferLeader(args) => transfer::run(common, args).await,
         Command::Snapshot(args) => snapshot::run(common, args).await,
         Command::Configure(args) => configure::run(common, args).await,
+        Command::Token(args) => token::run(common, args),
         Command::Bench(args) => bench::run(common, args).await,
         Command::LoadTest(args) => load_test::run(common, args).await,
         Command::ReplicationTest(args) => replication_test::run(common, args).await,
@@ -242,284 +384,5 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Cluster(args) => cluster::run(args).await.map_err(CliError::node),
         Command::Cert(args) => cert::run(common, args),
         Command::Completion(args) => completion::run(&args, &mut Cli::command()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use prost::Message;
-    use serde_json::{Value, json};
-
-    use super::*;
-    use crate::kv::client::Endpoint;
-    use crate::kv::client::tests::fake::{Fake, Step, leader, refusing};
-    use crate::proto::v1::{self, tagged_response};
-
-    async fn run_at(fake: &Fake, args: &[&str]) -> Result<(), CliError> {
-        let endpoint = fake.endpoint();
-        run(parse(["quorate", "--endpoints", &endpoint].iter().chain(args)).unwrap()).await
-    }
-
-    #[tokio::test]
-    async fn commands_do_what_they_say() {
-        let node = Fake::start(leader);
-        node.set_status(v1::StatusResponse { node_id: 1, ..Default::default() });
-        for format in ["table", "json"] {
-            for args in [
-                vec!["put", "k", "v"],
-                vec!["get", "k"],
-                vec!["get", "k", "--local"],
-                vec!["del", "k", "--ack", "leader"],
-                vec!["get", "k", "--level", "bounded:100", "--prefer", "nearest", "--after", "3"],
-                vec!["put", "k", "v", "--if-absent", "--ttl", "30s", "--ack", "all"],
-                vec!["del", "k", "--prefix"],
-                vec!["del", "--all"],
-                vec!["put", "--key-base64", "/wA=", "-", "--ttl", "400d"],
-                vec!["put", "k", "--value-base64", "/wA="],
-                vec!["get", "--key-base64", "/wA="],
-                vec!["del", "--key-base64", "/wA="],
-                vec!["range", "--key-base64", "/w==", "--prefix"],
-                vec!["range", "--prefix", "k", "--limit", "1"],
-                vec!["txn", "--when", "k = v", "--then", "put k w", "--else", "get k"],
-                vec!["status", "--members"],
-                vec!["bench", "--callers", "4", "--seconds", "1", "--warmup-seconds", "0", "--reads", "0.5"],
-            ] {
-                let args: Vec<_> = args.into_iter().chain(["-o", format]).collect();
-                run_at(&node, &args).await.unwrap();
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn failures_have_their_exit_codes() {
-        let node = Fake::start(|requests| {
-            let nothing = Some(tagged_response::Response::Get(v1::GetResponse::default()));
-            let answers = requests.iter();
-            Step::Answer(
-                answers.map(|ask| v1::TaggedResponse { tag: ask.tag, response: nothing.clone() }).collect(),
-            )
-        });
-        let missing = run_at(&node, &["get", "k"]).await.unwrap_err();
-        assert_eq!(missing.exit_code(), EXIT_NOT_FOUND);
-        assert!(missing.hint(Subject::Read).is_some());
-        node.set_script(refusing(v1::Failure { reason: v1::Reason::TooLarge.into(), ..Default::default() }));
-        let unread = run_at(&node, &["txn", "--then", "put"]).await.unwrap_err();
-        assert_eq!(unread.exit_code(), EXIT_INVALID);
-        let too_large = run_at(&node, &["put", "k", "v"]).await.unwrap_err();
-        assert_eq!(too_large.exit_code(), EXIT_INVALID);
-        let unreadable = run_at(&node, &["put", "k", "--file", "/nonexistent/file"]).await.unwrap_err();
-        assert_eq!(unreadable.exit_code(), EXIT_INVALID);
-    }
-
-    #[tokio::test]
-    async fn what_not_every_voter_has_confirmed_is_told_with_what_came_of_it() {
-        let node = Fake::start(leader);
-        let position = Some(v1::Position { term: 3, index: 41, history: 0xabc });
-        let unconfirmed = |response: Vec<u8>| {
-            let header = Some(v1::Header { node_id: 2, position, ..Default::default() });
-            let (reason, response) = (v1::Reason::AckTimeout.into(), response.into());
-            let told = v1::Failure { reason, maybe_applied: true, position, ..Default::default() };
-            let unconfirmed = Some(Box::new(v1::UnconfirmedAnswer { header, response }));
-            refusing(v1::Failure { missing: vec![3], unconfirmed, ..told })
-        };
-        let txn = |succeeded| v1::TxnResponse { revision: 41, succeeded, ..Default::default() };
-        let put = v1::PutResponse { revision: 41, version: 2, ..Default::default() };
-        let removed = |deleted| v1::DeleteResponse { header: None, deleted };
-        let piece = v1::DeleteRangeResponse { header: None, deleted: 7, more: true };
-        for (args, response, code, field, expected) in [
-            (&["put", "k", "v"][..], put.encode_to_vec(), EXIT_UNKNOWN, "version", json!(2)),
-            (
-                &["put", "k", "v", "--if-absent"],
-                txn(true).encode_to_vec(),
-                EXIT_UNKNOWN,
-                "succeeded",
-                json!(true),
-            ),
-            (
-                &["put", "k", "v", "--if-absent"],
-                txn(false).encode_to_vec(),
-                EXIT_NOT_FOUND,
-                "succeeded",
-                json!(false),
-            ),
-            (&["del", "k"], removed(true).encode_to_vec(), EXIT_UNKNOWN, "deleted", json!(true)),
-            (&["del", "k"], removed(false).encode_to_vec(), EXIT_NOT_FOUND, "deleted", json!(false)),
-            (&["del", "k", "--prefix"], piece.encode_to_vec(), EXIT_UNKNOWN, "deleted", json!(7)),
-            (
-                &["txn", "--when", "missing k", "--then", "put k v"],
-                txn(false).encode_to_vec(),
-                EXIT_UNKNOWN,
-                "succeeded",
-                json!(false),
-            ),
-        ] {
-            node.set_script(unconfirmed(response));
-            let error = run_at(&node, &[args, &["--ack", "all"]].concat()).await.unwrap_err();
-            let report = Report::of(&error, Subject::Write, None);
-            let object: Value = serde_json::from_str(&report.text(Format::Json)).unwrap();
-            assert_eq!(object["code"], json!(code), "{args:?}: {object}");
-            assert_eq!(object["maybe_applied"], json!(code == EXIT_UNKNOWN), "{args:?}: {object}");
-            assert_eq!(object["result"][field], expected, "{args:?}: {object}");
-            assert_eq!(object["result"]["missing"], json!([3]), "{args:?}: {object}");
-            assert_eq!(object["result"]["index"], json!(41), "{args:?}: {object}");
-            assert!(object["message"].as_str().unwrap().contains("node 3"), "{args:?}: {object}");
-        }
-    }
-
-    fn exit_code(args: &[&str]) -> u8 {
-        match parse(["quorate"].iter().chain(args)) {
-            Ok(_) => EXIT_OK,
-            Err(error) => report::usage(&error, &[]).2,
-        }
-    }
-
-    #[test]
-    fn the_declaration_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn usage_errors_exit_with_3_and_help_with_0() {
-        for args in [
-            vec!["--help"],
-            vec!["--version"],
-            vec!["put", "--help"],
-            vec!["put", "k", "v"],
-            vec!["--endpoints", "a:1,b:2", "get", "k"],
-            vec!["get", "k", "--endpoints", "a:1", "-o", "json", "--timeout", "500ms"],
-            vec!["del", "k", "--tenant", "t", "--collection", "c"],
-            vec!["range"],
-            vec!["range", "a", "b", "--limit", "3"],
-            vec!["range", "--prefix", "a"],
-            vec!["range", "--all", "--prefer", "weighted:a:1=2,b:1=1"],
-            vec!["txn", "-"],
-            vec!["txn", "--then", "get k"],
-            vec!["watch", "--prefix", "", "--from", "7"],
-            vec!["watch", "--key-base64", "/w==", "--prefix"],
-            vec!["put", "--key-base64", "/w==", "v"],
-            vec!["put", "k", "--value", "-"],
-            vec!["put", "k", "--value", "--ttl"],
-            vec!["put", "k", "v", "--ttl", "1w2d3h"],
-            vec!["del", "--all"],
-            vec!["range", "--key-base64", "/w==", "--end-base64", "//8="],
-            vec!["range", "--all", "--prefix", "a"],
-            vec!["health", "-o", "json"],
-            vec!["status", "-o", "json"],
-            vec!["bench", "--callers", "8", "--value-bytes", "16", "--seconds", "1", "--kind", "get"],
-            vec!["completion", "bash"],
-            vec!["member", "list"],
-            vec!["member", "add", "4", "--peer", "a:1", "--promote", "--catch-up", "5m"],
-            vec!["member", "replace", "2", "--peer", "a:1"],
-            vec!["member", "update", "2", "--client", "a:1"],
-            vec!["session", "list"],
-            vec!["session", "list", "--opener", "192.0.2.1", "-o", "json"],
-            vec!["session", "close", "7", "18446744073709551615"],
-            vec!["session", "close", "--opener", "192.0.2.1:5"],
-            vec!["transfer-leader"],
-            vec!["transfer-leader", "3"],
-            vec!["snapshot", "--endpoint", "a:1"],
-            vec!["configure"],
-            vec!["configure", "log_level=debug", "preferred_leader=true", "--endpoint", "a:1"],
-        ] {
-            assert_eq!(exit_code(&args), EXIT_OK, "{args:?}");
-        }
-        for args in [
-            vec![],
-            vec!["frobnicate"],
-            vec!["put"],
-            vec!["put", "k"],
-            vec!["put", "k", "v", "--file", "f"],
-            vec!["put", "k", "v", "--value", "w"],
-            vec!["put", "k", "--value-base64", "%"],
-            vec!["get", "--key-base64", "%"],
-            vec!["get", "--key-base64", "/w==", "--key-file", "f"],
-            vec!["del"],
-            vec!["del", "--all", "--collection", ""],
-            vec!["del", "--all", "--tenant="],
-            vec!["txn", "--then", "del-all", "--collection", ""],
-            vec!["get", "k", "--collection", ""],
-            vec!["range", "--all", "--tenant", ""],
-            vec!["watch", "--all", "--tenant", ""],
-            vec!["bench", "--collection", ""],
-            vec!["del", "k", "--all"],
-            vec!["del", "--prefix", "--all"],
-            vec!["watch"],
-            vec!["watch", "k", "--all"],
-            vec!["put", "k", "v", "--ttl", "7 days"],
-            vec!["get", "k", "--endpoints", "nowhere"],
-            vec!["get", "k", "--endpoints", ""],
-            vec!["get", "k", "-o", "xml"],
-            vec!["get", "k", "--timeout", "0"],
-            vec!["get", "k", "--timeout", "5 parsecs"],
-            vec!["range", "a", "b", "--prefix"],
-            vec!["range", "--all", "--limit", "3"],
-            vec!["get", "k", "--level", "fresh"],
-            vec!["get", "k", "--local", "--level", "lease"],
-            vec!["put", "k", "v", "--ttl", "0s"],
-            vec!["put", "k", "v", "--if-absent", "--if-revision", "3"],
-            vec!["txn"],
-            vec!["txn", "--when", "k = v"],
-            vec!["watch", "k", "--from", "0"],
-            vec!["bench", "--callers", "0"],
-            vec!["bench", "--reads", "1.5"],
-            vec!["bench", "--kind", "put", "--reads", "0.5"],
-            vec!["completion", "cmd.exe"],
-            vec!["member"],
-            vec!["member", "add", "4"],
-            vec!["member", "update", "2"],
-            vec!["put", "k", "v", "--ttl", "-1s"],
-            vec!["get", "k", "--timeout", "-1s"],
-            vec!["range", "a", "b", "--limit", "-1"],
-            vec!["session"],
-            vec!["session", "close"],
-            vec!["session", "close", "seven"],
-            vec!["session", "close", "7", "--opener", "192.0.2.1"],
-            vec!["transfer-leader", "three"],
-            vec!["transfer-leader", "0"],
-            vec!["member", "remove", "0"],
-            vec!["member", "replace", "2", "--with", "0", "--peer", "a:1"],
-            vec!["configure", "log_level"],
-        ] {
-            assert_eq!(exit_code(&args), EXIT_INVALID, "{args:?}");
-        }
-    }
-
-    #[test]
-    fn what_is_missing_or_wrong_is_named() {
-        for (args, named) in [
-            (&["quorate", "put", "k", "v", "--ttl", "-1s"][..], "'-1s' for '--ttl <TIME>'"),
-            (&["quorate", "member", "add", "4", "--peer", "a:1", "--catch-up", "-5"], "'-5' for '--catch-up"),
-            (&["quorate", "range", "a", "b", "--limit", "-1"], "'-1' for '--limit"),
-            (&["quorate", "cluster", "--nodes", "-1"], "'-1' for '--nodes"),
-            (&["quorate", "member", "update", "2"], "<--peer <HOST:PORT>|--client <HOST:PORT>>"),
-            (&["quorate", "del", "--all", "--collection", ""], "write `default`"),
-        ] {
-            let refused = parse(args).unwrap_err().to_string();
-            assert!(refused.contains(named) && !refused.contains("tip:"), "{refused}");
-        }
-    }
-
-    fn assert_examples(command: &clap::Command, path: &str) {
-        for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
-            let path = format!("{path} {}", command.get_name());
-            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains(&path), "`{path}` shows no example of itself");
-            assert_examples(command, &path);
-        }
-    }
-
-    #[test]
-    fn every_command_shows_an_example() {
-        assert_examples(&Cli::command(), "quorate");
-    }
-
-    #[test]
-    fn default_endpoints_are_those_of_the_local_cluster() {
-        // The environment may hold others.
-        if std::env::var_os("QUORATE_ENDPOINTS").is_none() {
-            let cli = parse(["quorate", "status"]).unwrap();
-            let endpoints: Vec<_> = cli.common.endpoints.iter().map(Endpoint::as_str).collect();
-            assert_eq!(endpoints, ["127.0.0.1:7801", "127.0.0.1:7802", "127.0.0.1:7803"]);
-        }
     }
 }

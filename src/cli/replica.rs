@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::Common;
 use super::follow::FilterArgs;
-use super::serve::{ServeCommandError, log_to_stderr};
+use super::serve::{ServeCommandError, credentials, log_to_stderr};
 use crate::config::{GivenSettings, LogFormat, ReplicaWishes, ServeConfig, SettingsError};
 use crate::duration;
 use crate::error::OpenError;
@@ -49,6 +49,15 @@ pub struct ReplicaArgs {
     /// Where clients reach it, which its sources tell them [default: --listen]
     #[arg(long, value_name = "HOST:PORT", value_parser = Endpoint::parse)]
     pub advertise: Option<Endpoint>,
+    /// File that says who may do what at it, as that of a node
+    #[arg(long, value_name = "FILE")]
+    pub tokens_file: Option<PathBuf>,
+    /// File of the keys that sign tokens, as that of a node
+    #[arg(long, value_name = "FILE")]
+    pub jwt_keys: Option<PathBuf>,
+    /// Listen on another address than a loopback one although whoever reaches it may read everything
+    #[arg(long)]
+    pub insecure: bool,
     /// What its sources call it where they list those who follow
     #[arg(long, value_name = "NAME", default_value = "")]
     pub id: String,
@@ -106,6 +115,9 @@ impl ReplicaArgs {
     fn resolve(self, common: &Common) -> Result<ReplicaRun, SettingsError> {
         let own = GivenSettings {
             data_dir: self.data_dir,
+            tokens_file: self.tokens_file,
+            jwt_keys: self.jwt_keys,
+            insecure: self.insecure.then_some(true),
             client_listen: self.listen,
             client_advertise: self.advertise.map(|given| given.to_string()),
             log_level: self.log_level,
@@ -145,6 +157,7 @@ impl ReplicaArgs {
         }
         let mut run = ReplicaRun::of(serve, wishes)?;
         run.replica.id = self.id;
+        run.replica.token = common.token().map_err(|error| SettingsError::Invalid(error.to_string()))?;
         run.replica.filters = self.filters.filters;
         run.replica.retries = (self.retries != 0).then_some(self.retries);
         run.replica.compressed = self.compress;
@@ -221,6 +234,7 @@ pub async fn run(common: &Common, args: ReplicaArgs) -> Result<(), ServeCommandE
 
 /// The same, once it is known what to do.
 pub(super) async fn follow(run: ReplicaRun) -> Result<(), ServeCommandError> {
+    run.serve.check_exposure()?;
     let fixed = run.fixed();
     let ReplicaRun { serve, replica: mut config, forwards_writes } = run;
     let data_dir = std::path::absolute(&serve.data_dir).unwrap_or_else(|_| serve.data_dir.clone());
@@ -241,6 +255,9 @@ pub(super) async fn follow(run: ReplicaRun) -> Result<(), ServeCommandError> {
     }
     if let Some(tls) = serve.tls.resolve()? {
         server = server.with_tls(tls).await?;
+    }
+    if let Some(credentials) = credentials(&serve).await? {
+        server = server.with_credentials(credentials);
     }
     config.advertise = advertised(serve.client_advertise.as_deref(), server.local_addr());
     let client = config.advertise.clone().unwrap_or_else(|| server.local_addr().to_string());

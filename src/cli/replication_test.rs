@@ -1,8 +1,8 @@
 //! `quorate replication-test`: writes, and sees at every node and replica that each write comes once, in order, and how late.
 //!
-//! A member is followed by a subscription, which brings every entry. A replica is asked by local reads, which bring the state: there
-//! the keys, which are written one after the other, must appear from the first to the last without a gap, each as it was written. A write is
-//! late by the time from its acknowledgement until it was seen.
+//! Each caller writes keys of its own, one after the other. A member is followed by a subscription, which brings every entry. A replica is
+//! asked by local reads, which bring the state: there the keys of each caller must appear from the first to the last without a gap, each as
+//! it was written. A write is late by the time from its acknowledgement until it was seen.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -10,10 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Args;
 use futures::StreamExt;
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use serde::Serialize;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
 
 use super::endpoints::{self, NodeKind};
 use super::{CliError, Common, Format, output};
@@ -38,7 +38,7 @@ const LOOK_KEYS: u32 = 500;
 /// Arguments of `quorate replication-test`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Example:\n  quorate replication-test\n  quorate replication-test --writes 10000 --rate 0\n  quorate replication-test --endpoints 10.0.0.1:7801 -o json | jq '.nodes[] | {endpoint, p99_ms}'\n\nWrites values one after the other and sees, at every member and replica of which the given nodes tell, that each comes once and in order. Members are followed by subscriptions, replicas are asked by local reads, every 2 ms. A write is late by the time from its acknowledgement until it was seen. Writes in the tenant `replication-test`, in a collection of its own, and removes it in the end. Exits with 0 when every node got every write, with 1 when one did not within --patience, and with 2 when no node answers."
+    after_help = "Example:\n  quorate replication-test\n  quorate replication-test --writes 10000 --rate 0\n  quorate replication-test --writes 50000 --rate 5000 --callers 16\n  quorate replication-test --endpoints 10.0.0.1:7801 -o json | jq '.nodes[] | {endpoint, p99_ms}'\n\nWrites values, each caller one after the other, and sees, at every member and replica of which the given nodes tell, that each comes once and in its caller's order. Members are followed by subscriptions, replicas are asked by local reads, every 2 ms. A write is late by the time from its acknowledgement until it was seen. Writes in the tenant `replication-test`, in a collection of its own, and removes it in the end. Exits with 0 when every node got every write, with 1 when one did not within --patience, and with 2 when no node answers."
 )]
 pub struct ReplicationTestArgs {
     /// How many values are written
@@ -47,6 +47,9 @@ pub struct ReplicationTestArgs {
     /// How many of them in a second; 0 for one after the other without a pause
     #[arg(long, value_name = "N", default_value_t = 100, allow_negative_numbers = true)]
     pub rate: u32,
+    /// How many write at a time
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024), allow_negative_numbers = true)]
+    pub callers: u32,
     /// Size of the values
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=1_048_576), allow_negative_numbers = true)]
     pub value_bytes: u32,
@@ -60,6 +63,7 @@ pub struct ReplicationTestArgs {
 struct ReplicationTestReport {
     passed: bool,
     writes: u32,
+    callers: u32,
     writes_per_second: f64,
     nodes: Vec<SeenRow>,
 }
@@ -85,19 +89,33 @@ struct SeenRow {
 struct TestWrites {
     scope: Scope,
     writes: u32,
+    callers: u32,
     value: Bytes,
-    acknowledged: Mutex<Vec<Instant>>,
+    /// Of each caller.
+    acknowledged: Mutex<Vec<Vec<Instant>>>,
     /// Until when nodes are waited for, once everything is written.
     deadline: watch::Sender<Option<Instant>>,
 }
 
-fn key(number: u32) -> Bytes {
-    format!("w-{number:08}").into()
+/// The key with this number of a caller.
+fn key(caller: u32, number: u32) -> Bytes {
+    format!("w-{caller:04}-{number:08}").into()
+}
+
+/// Whose key it is.
+fn caller_of(key: &Bytes) -> Option<u32> {
+    std::str::from_utf8(key.get(2..6)?).ok()?.parse().ok()
 }
 
 impl TestWrites {
-    fn note(&self) {
-        self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
+    fn note(&self, caller: u32) {
+        let mut acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        acknowledged[caller as usize].push(Instant::now());
+    }
+
+    /// How many of the writes are a caller's.
+    fn share(&self, caller: u32) -> u32 {
+        self.writes / self.callers + u32::from(caller < self.writes % self.callers)
     }
 
     /// Waits until everything was written and nodes have had their time.
@@ -108,32 +126,50 @@ impl TestWrites {
     }
 
     async fn write(&self, client: &Client, rate: u32) -> Result<(), ClientError> {
-        let pause = Duration::from_secs(1).checked_div(rate).filter(|pause| !pause.is_zero());
+        let callers = (0..self.callers).map(|caller| self.write_as(caller, client, rate));
+        try_join_all(callers).await.map(drop)
+    }
+
+    async fn write_as(&self, caller: u32, client: &Client, rate: u32) -> Result<(), ClientError> {
+        let pause =
+            (Duration::from_secs(1) * self.callers).checked_div(rate).filter(|pause| !pause.is_zero());
         let mut due = pause.map(|pause| {
-            let mut due = interval(pause);
-            due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            // Not all of them at the same moment.
+            let first = Instant::now() + pause * caller / self.callers;
+            let mut due = interval_at(first, pause);
+            // What was late is caught up: the rate is what was asked for, unless the cluster cannot do it.
+            due.set_missed_tick_behavior(MissedTickBehavior::Burst);
             due
         });
-        for number in 0..self.writes {
+        for number in 0..self.share(caller) {
             if let Some(due) = &mut due {
                 due.tick().await;
             }
-            client.put(&self.scope, key(number), self.value.clone()).await?;
-            self.note();
+            client.put(&self.scope, key(caller, number), self.value.clone()).await?;
+            self.note(caller);
         }
         Ok(())
     }
 }
 
-/// When writes were seen at one node, in their order; the next is that of the number after them.
-#[derive(Debug, Default)]
+/// When the writes of each caller were seen at one node, in their order; the next is that of the number after them.
+#[derive(Debug)]
 struct SeenWrites {
-    at: Vec<Instant>,
+    at: Vec<Vec<Instant>>,
     error: Option<String>,
 }
 
 impl SeenWrites {
-    /// The write with the next number must be `seen`, as it was written.
+    fn of(callers: u32) -> Self {
+        Self { at: vec![Vec::new(); callers as usize], error: None }
+    }
+
+    /// The number of a caller's write that should come next.
+    fn due(&self, caller: u32) -> u32 {
+        u32::try_from(self.at[caller as usize].len()).unwrap_or(u32::MAX)
+    }
+
+    /// The write with the next number of its caller must be `seen`, as it was written.
     ///
     /// # Errors
     /// What is wrong instead, in words.
@@ -144,22 +180,29 @@ impl SeenWrites {
         value: &Bytes,
         version: u64,
     ) -> Result<(), String> {
-        let number = u32::try_from(self.at.len()).unwrap_or(u32::MAX);
         let shown = |key: &Bytes| output::printable(key);
-        if *seen != key(number) {
-            let already = (0..number).any(|before| key(before) == *seen);
+        let caller = caller_of(seen).filter(|caller| *caller < written.callers);
+        let caller = caller.ok_or_else(|| format!("{} was not written", shown(seen)))?;
+        let number = self.due(caller);
+        if *seen != key(caller, number) {
+            let already = (0..number).any(|before| key(caller, before) == *seen);
             let how = if already { "again, or changed" } else { "too early" };
-            return Err(format!("{} came {how}: {} should come next", shown(seen), shown(&key(number))));
+            let due = key(caller, number);
+            return Err(format!("{} came {how}: {} should come next", shown(seen), shown(&due)));
         }
         if *value != written.value || version != 1 {
             return Err(format!("{} is not as it was written once", shown(seen)));
         }
-        self.at.push(Instant::now());
+        self.at[caller as usize].push(Instant::now());
         Ok(())
     }
 
+    fn count(&self) -> usize {
+        self.at.iter().map(Vec::len).sum()
+    }
+
     fn is_complete(&self, written: &TestWrites) -> bool {
-        self.at.len() >= written.writes as usize
+        self.count() >= written.writes as usize
     }
 }
 
@@ -207,15 +250,9 @@ async fn follow(
 async fn look(written: &TestWrites, client: &Client, endpoint: &Endpoint, seen: &mut SeenWrites) {
     let outcome = async {
         loop {
-            let next = u32::try_from(seen.at.len()).unwrap_or(u32::MAX);
-            let range = Range::prefix("w-");
-            let range = Range { start: key(next), ..range }.with_limit(LOOK_KEYS);
-            let request = Request::Range { scope: written.scope.clone(), range };
-            let items = match client.execute_at(endpoint, request, ReadLevel::Local).await {
-                Ok(Response::Range(reply)) => reply.items,
-                Ok(_) => unreachable!("invariant: a response answers its request"),
-                Err(error) => return Err(error.to_string()),
-            };
+            let callers = (0..written.callers).filter(|caller| seen.due(*caller) < written.share(*caller));
+            let asked = callers.map(|caller| look_at(written, client, endpoint, caller, seen.due(caller)));
+            let items = try_join_all(asked).await?.concat();
             let is_all = items.is_empty();
             for Item { key, value, version, .. } in items {
                 seen.next(written, &key, &value, version)?;
@@ -235,6 +272,24 @@ async fn look(written: &TestWrites, client: &Client, endpoint: &Endpoint, seen: 
     seen.error = ended.err();
 }
 
+/// What a replica has of a caller from number `next` on, or the beginning of it.
+async fn look_at(
+    written: &TestWrites,
+    client: &Client,
+    endpoint: &Endpoint,
+    caller: u32,
+    next: u32,
+) -> Result<Vec<Item>, String> {
+    let range = Range::prefix(format!("w-{caller:04}-"));
+    let range = Range { start: key(caller, next), ..range }.with_limit(LOOK_KEYS);
+    let request = Request::Range { scope: written.scope.clone(), range };
+    match client.execute_at(endpoint, request, ReadLevel::Local).await {
+        Ok(Response::Range(reply)) => Ok(reply.items),
+        Ok(_) => unreachable!("invariant: a response answers its request"),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// A node whose writes are looked at.
 struct TestedNode {
     endpoint: Endpoint,
@@ -245,8 +300,9 @@ struct TestedNode {
 }
 
 impl TestedNode {
-    async fn begin(client: &Client, scope: &Scope, endpoint: Endpoint, kind: NodeKind) -> Self {
-        let mut watched = Self { endpoint, kind, subscription: None, seen: SeenWrites::default() };
+    async fn begin(client: &Client, written: &TestWrites, endpoint: Endpoint, kind: NodeKind) -> Self {
+        let (scope, seen) = (&written.scope, SeenWrites::of(written.callers));
+        let mut watched = Self { endpoint, kind, subscription: None, seen };
         if kind == NodeKind::Member {
             let mut options = SubscribeOptions::from_now();
             options.filters = vec![EntryFilter::collection(&scope.tenant, &scope.collection)];
@@ -273,11 +329,11 @@ impl TestedNode {
 
     fn row(&self, written: &TestWrites) -> SeenRow {
         let acknowledged = written.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
-        let late = self.seen.at.iter().zip(&*acknowledged);
+        let late = self.seen.at.iter().zip(&*acknowledged).flat_map(|(seen, by)| seen.iter().zip(by));
         let late: Vec<_> = late.map(|(seen, acknowledged)| seen.duration_since(*acknowledged)).collect();
         let quantiles = quantiles(late);
         let looked_at = self.kind != NodeKind::PartialReplica;
-        let seen = self.seen.at.len();
+        let seen = self.seen.count();
         let missing = written.writes as usize - seen.min(written.writes as usize);
         let lacks = (missing > 0).then(|| format!("{missing} of {} writes did not come", written.writes));
         let [p50_ms, p90_ms, p99_ms, max_ms] = quantiles.map(|late| late.map(millis));
@@ -321,13 +377,14 @@ pub async fn run(common: &Common, args: ReplicationTestArgs) -> Result<(), CliEr
     let written = TestWrites {
         scope: scope.clone(),
         writes: args.writes,
+        callers: args.callers,
         value: vec![b'v'; args.value_bytes as usize].into(),
-        acknowledged: Mutex::new(Vec::with_capacity(args.writes as usize)),
+        acknowledged: Mutex::new(vec![Vec::new(); args.callers as usize]),
         deadline: watch::Sender::new(None),
     };
     let nodes = endpoints::each_once(asked).into_iter();
     let mut watched = join_all(
-        nodes.map(|(endpoint, report)| TestedNode::begin(&client, &scope, endpoint, NodeKind::of(&report))),
+        nodes.map(|(endpoint, report)| TestedNode::begin(&client, &written, endpoint, NodeKind::of(&report))),
     )
     .await;
     let begun = Instant::now();
@@ -356,6 +413,7 @@ pub async fn run(common: &Common, args: ReplicationTestArgs) -> Result<(), CliEr
     let report = ReplicationTestReport {
         passed: rows.iter().all(|row| row.error.is_none()),
         writes: args.writes,
+        callers: args.callers,
         writes_per_second: (f64::from(args.writes) / took.as_secs_f64() * 10.0).round() / 10.0,
         nodes: rows,
     };
@@ -410,8 +468,9 @@ fn table(report: &ReplicationTestReport) -> String {
     let rows: Vec<_> = report.nodes.iter().map(row).collect();
     let headings = ["ENDPOINT", "KIND", "SEEN", "LATE P50", "P90", "P99", "MAX", "RESULT"];
     let verdict = if report.passed { "passed" } else { "FAILED" };
-    let (writes, rate) = (report.writes, report.writes_per_second);
-    format!("{}{verdict}: {writes} writes, {rate:.0} per second\n", output::table(&headings, &rows))
+    let ReplicationTestReport { writes, callers, writes_per_second: rate, .. } = report;
+    let seen = output::table(&headings, &rows);
+    format!("{seen}{verdict}: {writes} writes, {rate:.0} per second, by {callers}\n")
 }
 
 #[cfg(test)]
@@ -423,8 +482,9 @@ mod tests {
         TestWrites {
             scope: Scope::default(),
             writes,
+            callers: 2,
             value: "v".into(),
-            acknowledged: Mutex::default(),
+            acknowledged: Mutex::new(vec![Vec::new(); 2]),
             deadline: watch::Sender::new(None),
         }
     }
@@ -434,21 +494,26 @@ mod tests {
         let written = written(3);
         let value = || Bytes::from("v");
         for (keys, version, words) in [
-            (&[0, 1, 2][..], 1, None),
-            (&[0, 0], 1, Some("again")),
-            (&[0, 2], 1, Some("too early")),
-            (&[0], 2, Some("not as it was")),
+            (&[(0, 0), (1, 0), (0, 1)][..], 1, None),
+            (&[(1, 0), (0, 0), (0, 1)], 1, None),
+            (&[(0, 0), (0, 0)], 1, Some("again")),
+            (&[(0, 0), (1, 1)], 1, Some("too early")),
+            (&[(0, 0)], 2, Some("not as it was")),
+            (&[(2, 0)], 1, Some("was not written")),
         ] {
-            let mut seen = SeenWrites::default();
-            let outcome =
-                keys.iter().try_for_each(|number| seen.next(&written, &key(*number), &value(), version));
+            let mut seen = SeenWrites::of(2);
+            let outcome = keys.iter().try_for_each(|(caller, number)| {
+                seen.next(&written, &key(*caller, *number), &value(), version)
+            });
             match words {
                 None => assert!(outcome.is_ok() && seen.is_complete(&written)),
                 Some(words) => assert!(outcome.unwrap_err().contains(words), "{keys:?}"),
             }
         }
-        let mut seen = SeenWrites::default();
-        assert!(seen.next(&written, &key(0), &Bytes::from("w"), 1).is_err());
+        let mut seen = SeenWrites::of(2);
+        assert!(seen.next(&written, &key(0, 0), &Bytes::from("w"), 1).is_err());
+        assert!(seen.next(&written, &Bytes::from("k"), &value(), 1).is_err());
+        assert_eq!([written.share(0), written.share(1)], [2, 1]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -457,18 +522,19 @@ mod tests {
         let watched = |endpoint: &str, kind, late_ms: &[u64], error: Option<&str>| {
             let endpoint = Endpoint::parse(endpoint).unwrap();
             let at = late_ms.iter().map(|ms| Instant::now() + Duration::from_millis(*ms)).collect();
-            let seen = SeenWrites { at, error: error.map(str::to_owned) };
+            let seen = SeenWrites { at: vec![at, Vec::new()], error: error.map(str::to_owned) };
             TestedNode { endpoint, kind, subscription: None, seen }
         };
-        (0..4).for_each(|_| written.note());
+        (0..4).for_each(|_| written.note(0));
         let nodes = [
             watched("n1:1", NodeKind::Member, &[0, 1, 2, 10], None),
             watched("n2:1", NodeKind::Member, &[1, 2], None),
-            watched("r1:1", NodeKind::Replica, &[3], Some("w-00000000 came again, or changed")),
+            watched("r1:1", NodeKind::Replica, &[3], Some("w-0000-00000000 came again, or changed")),
             watched("r2:1", NodeKind::PartialReplica, &[], None),
         ];
         let nodes: Vec<_> = nodes.iter().map(|watched| watched.row(&written)).collect();
-        let report = ReplicationTestReport { passed: false, writes: 4, writes_per_second: 99.5, nodes };
+        let report =
+            ReplicationTestReport { passed: false, writes: 4, callers: 2, writes_per_second: 99.5, nodes };
         let json = serde_json::to_string_pretty(&report).unwrap();
         golden("cli-replication-test.txt", &format!("{}{json}\n", table(&report)));
     }

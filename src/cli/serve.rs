@@ -19,6 +19,7 @@ pub use crate::config::ServeArgs;
 use super::replica::{self, ReplicaRun};
 
 use crate::config::{LogFormat, ServeConfig, SettingsError};
+use crate::door::{Credentials, CredentialsError};
 use crate::engine::{Engine, EngineConfig};
 use crate::error::OpenError;
 use crate::incoming;
@@ -41,6 +42,9 @@ pub enum ServeCommandError {
     /// A port could not be opened, or the disk not be asked.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// What callers are identified by cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     /// The node could not be opened, or its client port failed.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -53,7 +57,7 @@ impl ServeCommandError {
     /// Whether the settings are to blame: the exit code tells.
     pub fn is_invalid_input(&self) -> bool {
         match self {
-            Self::Config(_) | Self::Open(OpenError::Config(_)) => true,
+            Self::Config(_) | Self::Credentials(_) | Self::Open(OpenError::Config(_)) => true,
             Self::Run(error) => error.exit_code() == EXIT_INVALID,
             Self::Open(_) | Self::Log(_) => false,
         }
@@ -68,6 +72,7 @@ impl ServeCommandError {
 /// See [`ServeCommandError`].
 pub async fn run(args: ServeArgs, on_memory: Option<fn(u64)>) -> Result<(), ServeCommandError> {
     let mut config = ServeConfig::load(args)?;
+    config.check_exposure()?;
     if let Some(wishes) = config.translation.replica.take() {
         return Box::pin(replica::follow(ReplicaRun::of(config, wishes)?)).await;
     }
@@ -121,6 +126,9 @@ async fn listen(
     if let Some(tls) = config.tls.resolve()? {
         server = server.with_tls(tls).await?;
     }
+    if let Some(credentials) = credentials(&config).await? {
+        server = server.with_credentials(credentials);
+    }
     if let Some(address) = &config.frames_listen {
         server = server.with_frames(address).await?;
     }
@@ -146,6 +154,15 @@ async fn listen(
     );
     config.translation.log();
     Ok((server.with_fixed_settings(config.fixed_settings()), engine_config))
+}
+
+/// What callers are identified by, if they are.
+pub(super) async fn credentials(config: &ServeConfig) -> Result<Option<Credentials>, ServeCommandError> {
+    let auth = config.door.auth.clone();
+    match auth.is_required() {
+        true => Ok(Some(offload(move || Credentials::load(auth)).await?)),
+        false => Ok(None),
+    }
 }
 
 /// Opens the peer port here, so that port 0 can be advertised as what it turned out to be.

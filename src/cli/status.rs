@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{CliError, Common, Format, endpoints, output};
-use crate::kv::client::{ClientError, Endpoint, NodeReport};
+use crate::kv::client::{ClientError, Endpoint, NodeReport, ReplicaReport};
 use crate::types::{NodeId, QuotaSource, Role};
 
 /// Arguments of `quorate status`.
@@ -23,7 +23,8 @@ pub struct StatusArgs {
 struct StatusRow {
     node_id: Option<NodeId>,
     endpoint: String,
-    role: Option<Role>,
+    /// Of a replica this says what it is, and not as what it counts among members.
+    role: Option<&'static str>,
     term: Option<u64>,
     leader: Option<NodeId>,
     last_log: Option<u64>,
@@ -39,11 +40,41 @@ struct StatusRow {
     feed_first_position: Option<u64>,
     /// Whether the event log cannot be written.
     event_log_failing: Option<bool>,
+    /// What is to be known of a replica, which is no member.
+    replica: Option<ReplicaRow>,
     reachable: bool,
     /// How its state differs from the others', for which it serves nothing.
     diverged: Option<String>,
     /// Why it has stopped by itself, or does not tell its status.
     error: Option<String>,
+}
+
+/// How a replica stands to what it follows.
+#[derive(Debug, Serialize)]
+struct ReplicaRow {
+    id: String,
+    /// Whether it has a part of the state only.
+    partial: bool,
+    /// Null while it has none.
+    source: Option<String>,
+    state: String,
+    position: Option<u64>,
+    lag_operations: u64,
+    lag_ms: Option<u64>,
+}
+
+impl ReplicaRow {
+    fn of(replica: &ReplicaReport, position: Option<u64>) -> Self {
+        Self {
+            id: replica.id.clone(),
+            partial: replica.partial,
+            source: Some(replica.source.clone()).filter(|source| !source.is_empty()),
+            state: replica.state.clone(),
+            position,
+            lag_operations: replica.lag_entries,
+            lag_ms: replica.lag.map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
 }
 
 /// Lists the nodes.
@@ -61,8 +92,7 @@ pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
     let printed = match common.output {
         Format::Json => output::json(&rows),
         Format::Table => {
-            let cells: Vec<_> = rows.iter().map(cells).collect();
-            let printed = output::raw(output::table(&HEADINGS, &cells).as_bytes());
+            let printed = output::raw(tables(&rows).as_bytes());
             for row in &rows {
                 if let Some(error) = &row.error {
                     output::remark(&format!("{}: {error}", row.endpoint));
@@ -86,7 +116,10 @@ fn row(endpoint: &Endpoint, answer: &Result<NodeReport, ClientError>) -> StatusR
         Ok(status) => StatusRow {
             node_id: Some(status.node_id),
             endpoint,
-            role: status.role,
+            role: match &status.replica {
+                Some(_) => Some(REPLICA),
+                None => status.role.map(Role::name),
+            },
             // Of a node that has never met its cluster nothing is known yet.
             term: Some(status.term).filter(|term| *term > 0),
             leader: status.leader.as_ref().map(|leader| leader.node_id),
@@ -104,6 +137,10 @@ fn row(endpoint: &Endpoint, answer: &Result<NodeReport, ClientError>) -> StatusR
             state_quota_set: status.state.quota_source.map(|source| source == QuotaSource::Operator),
             feed_first_position: status.feed.map(|feed| feed.first_position),
             event_log_failing: status.feed.map(|feed| feed.event_log_failing),
+            replica: status
+                .replica
+                .as_ref()
+                .map(|replica| ReplicaRow::of(replica, status.offsets.applied.map(|at| at.index))),
             reachable: true,
             diverged: status.diverged.clone(),
             error: status.fatal.clone(),
@@ -124,6 +161,43 @@ pub(super) fn why(error: &ClientError) -> String {
         ClientError::Failed { message, .. } => message.clone(),
         error => error.to_string(),
     }
+}
+
+/// What a replica is called in the place of a role.
+const REPLICA: &str = "replica";
+
+/// The nodes, and below them how the replicas among them stand to what they follow.
+fn tables(rows: &[StatusRow]) -> String {
+    let nodes: Vec<_> = rows.iter().map(cells).collect();
+    let replicas: Vec<_> = rows
+        .iter()
+        .filter_map(|row| row.replica.as_ref().map(|replica| replica_cells(&row.endpoint, replica)))
+        .collect();
+    let mut tables = output::table(&HEADINGS, &nodes);
+    if !replicas.is_empty() {
+        tables.push('\n');
+        tables.push_str(&output::table(&REPLICA_HEADINGS, &replicas));
+    }
+    tables
+}
+
+const REPLICA_HEADINGS: [&str; 8] =
+    ["REPLICA", "ENDPOINT", "OF", "SOURCE", "STATE", "POSITION", "BEHIND", "BEHIND MS"];
+
+fn replica_cells(endpoint: &str, replica: &ReplicaRow) -> Vec<String> {
+    let dash = || "-".to_owned();
+    let number = |number: Option<u64>| number.map_or_else(dash, |number| number.to_string());
+    let named = |text: &str| if text.is_empty() { dash() } else { output::printable(text.as_bytes()) };
+    vec![
+        named(&replica.id),
+        endpoint.to_owned(),
+        if replica.partial { "a part" } else { "all" }.to_owned(),
+        named(replica.source.as_deref().unwrap_or_default()),
+        named(&replica.state),
+        number(replica.position),
+        replica.lag_operations.to_string(),
+        number(replica.lag_ms),
+    ]
 }
 
 const HEADINGS: [&str; 12] = [
@@ -185,7 +259,7 @@ mod tests {
             "node_id": null, "endpoint": "n1:1", "role": null, "term": null, "leader": null, "last_log": null,
             "committed": null, "committed_term": null, "applied": null, "applied_term": null, "state_hash": null,
             "state_bytes": null, "state_quota_bytes": null, "state_quota_set": null, "feed_first_position": null,
-            "event_log_failing": null,
+            "event_log_failing": null, "replica": null,
             "reachable": false, "diverged": null, "error": "refused",
         });
         assert_eq!(json, expected);
@@ -207,9 +281,8 @@ mod tests {
             let asked = Endpoint::parse(&node.endpoint()).unwrap();
             rows.push(row(&endpoint, &client.status(&asked).await));
         }
-        let cells: Vec<_> = rows.iter().map(cells).collect();
         let json = serde_json::to_string_pretty(&rows).unwrap();
-        golden("cli-status.txt", &format!("{}{json}\n", output::table(&HEADINGS, &cells)));
+        golden("cli-status.txt", &format!("{}{json}\n", tables(&rows)));
     }
 
     #[tokio::test]
@@ -233,9 +306,36 @@ mod tests {
 
     #[test]
     fn a_node_whose_state_differs_is_told_by_its_role() {
-        let role = Some(Role::Follower);
+        let role = Some(Role::Follower.name());
         let well = StatusRow { role, ..StatusRow::default() };
         let diverged = StatusRow { role, diverged: Some("differs".to_owned()), ..StatusRow::default() };
         assert_eq!((&*cells(&well)[2], &*cells(&diverged)[2]), ("follower", "follower, diverged"));
+    }
+
+    /// Among members it would count as a learner, which it is not.
+    #[test]
+    fn a_replica_is_shown_as_what_it_is() {
+        let replica = ReplicaReport {
+            id: "r".to_owned(),
+            source: "n1:1".to_owned(),
+            state: "Synced".to_owned(),
+            lag_entries: 3,
+            lag: Some(std::time::Duration::from_millis(40)),
+            ..ReplicaReport::default()
+        };
+        let mut report =
+            NodeReport { role: Some(Role::Learner), replica: Some(replica), ..NodeReport::default() };
+        report.offsets.applied = Some(crate::types::LogId::new(2, 70));
+        let row = row(&Endpoint::parse("r1:1").unwrap(), &Ok(report));
+        let json = serde_json::to_value(&row).unwrap();
+        let expected = serde_json::json!({
+            "id": "r", "partial": false, "source": "n1:1", "state": "Synced", "position": 70,
+            "lag_operations": 3, "lag_ms": 40,
+        });
+        assert_eq!((&json["role"], &json["replica"]), (&serde_json::json!("replica"), &expected));
+        assert_eq!(cells(&row)[2], "replica");
+        let shown = tables(&[row]);
+        let last: Vec<_> = shown.lines().last().unwrap().split_whitespace().collect();
+        assert_eq!(last, ["r", "r1:1", "all", "n1:1", "Synced", "70", "3", "40"]);
     }
 }

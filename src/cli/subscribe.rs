@@ -28,7 +28,7 @@ const STATE_BYTES: u64 = 1024;
 #[derive(Debug, Args)]
 #[command(
     group = ArgGroup::new("from"),
-    after_help = "Example:\n  quorate subscribe\n  quorate subscribe --from-beginning --tenant acme --collection orders\n  quorate subscribe --state /var/lib/mirror/position -o json | mirror\n\nPrints one line for each entry that is applied, in order, nothing left out and nothing twice: position, time, what happened, tenant, collection, key, value; with -o json one object per line. Goes on at another node when the one it reads from fails, and says on standard error when it loses its cluster and when it has it back. With --state it goes on where it stopped: the file holds the position up to which everything was printed. If the process is killed, or the machine fails, it may print up to a second, or 1000 entries, once more. Ends with Ctrl-C or SIGTERM (exit code 0), when the reader of its output goes away, when no node answers at its beginning within --timeout (exit code 2), or when no node has what comes next (exit code 1)."
+    after_help = "Example:\n  quorate subscribe\n  quorate subscribe --from-beginning --tenant acme --collection orders\n  quorate subscribe --state /var/lib/mirror/position -o json | mirror\n\nPrints one line for each entry that is applied, in order, nothing left out and nothing twice: position, time, what happened, tenant, collection, key, value, and with --prev the value before; with -o json one object per line. Goes on at another node when the one it reads from fails, and says on standard error when it loses its cluster and when it has it back. With --state it goes on where it stopped: the file holds the position up to which everything was printed. If the process is killed, or the machine fails, it may print up to a second, or 1000 entries, once more. Ends with Ctrl-C or SIGTERM (exit code 0), when the reader of its output goes away, when no node answers at its beginning within --timeout (exit code 2), or when no node has what comes next (exit code 1)."
 )]
 pub struct SubscribeArgs {
     /// Begin after this position. Of another cluster's history, it is refused
@@ -52,6 +52,9 @@ pub struct SubscribeArgs {
     /// End after this many entries, and those that have the position of the last
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
+    /// Also tell the value that the key had before
+    #[arg(long)]
+    pub prev: bool,
     /// Have what travels compressed
     #[arg(long)]
     pub compress: bool,
@@ -66,6 +69,7 @@ impl SubscribeArgs {
         };
         options.filters.clone_from(&self.filters.filters);
         options.id.clone_from(&self.id);
+        options.previous = self.prev;
         options.compression = if self.compress { EntryCompression::Zstd } else { EntryCompression::None };
         options
     }

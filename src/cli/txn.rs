@@ -152,14 +152,14 @@ fn parse(text: &[u8]) -> Result<Script, String> {
 
 /// One word or mark of a clause.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Token {
+enum TxnToken {
     Bare(Bytes),
     Quoted(Bytes),
     /// `=`, `!=`, `<`, `>`, `(` or `)`, only where [`tokens`] is asked for marks.
     Mark(&'static str),
 }
 
-impl Token {
+impl TxnToken {
     fn into_bytes(self) -> Result<Bytes, String> {
         match self {
             Self::Bare(bytes) | Self::Quoted(bytes) => Ok(bytes),
@@ -175,7 +175,7 @@ fn end_of(text: &[u8], belongs: impl Fn(u8) -> bool) -> usize {
 
 /// Splits a clause, and returns what follows it: with `one_line` it ends at a line break outside of quotes. Marks end bare
 /// words in comparisons, and mean nothing in operations.
-fn tokens(text: &[u8], marks: bool, one_line: bool) -> Result<(Vec<Token>, &[u8]), String> {
+fn tokens(text: &[u8], marks: bool, one_line: bool) -> Result<(Vec<TxnToken>, &[u8]), String> {
     const MARKS: [&str; 6] = ["!=", "=", "<", ">", "(", ")"];
     let mark_at = |rest: &[u8]| MARKS.into_iter().find(|mark| marks && rest.starts_with(mark.as_bytes()));
     let is_space = |byte: u8| byte.is_ascii_whitespace() && !(one_line && byte == b'\n');
@@ -187,16 +187,16 @@ fn tokens(text: &[u8], marks: bool, one_line: bool) -> Result<(Vec<Token>, &[u8]
             return Ok((found, rest));
         }
         if let Some(mark) = mark_at(rest) {
-            found.push(Token::Mark(mark));
+            found.push(TxnToken::Mark(mark));
             rest = &rest[mark.len()..];
         } else if let Some(quoted) = rest.strip_prefix(b"\"") {
             let (bytes, after) = unquote(quoted)?;
-            found.push(Token::Quoted(bytes));
+            found.push(TxnToken::Quoted(bytes));
             rest = after;
         } else {
             let ends = |at: &usize| rest[*at].is_ascii_whitespace() || mark_at(&rest[*at..]).is_some();
             let end = (0..rest.len()).find(ends).unwrap_or(rest.len());
-            found.push(Token::Bare(Bytes::copy_from_slice(&rest[..end])));
+            found.push(TxnToken::Bare(Bytes::copy_from_slice(&rest[..end])));
             rest = &rest[end..];
         }
     }
@@ -240,17 +240,17 @@ fn comparison(text: &[u8]) -> Result<(Compare, HistoryEpoch), String> {
 }
 
 /// A comparison, and the history of the revision in it, if it is given.
-fn read_comparison(tokens: &[Token]) -> Result<(Compare, HistoryEpoch), String> {
+fn read_comparison(tokens: &[TxnToken]) -> Result<(Compare, HistoryEpoch), String> {
     const FORM: &str = "write KEY = VALUE, value(KEY), version(KEY), created(KEY) or modified(KEY) with = != < >, exists KEY, or missing KEY";
     let any = |compare| Ok((compare, HistoryEpoch::UNKNOWN));
     match tokens {
-        [Token::Bare(word), key] if word == "exists" => any(Compare::exists(key.clone().into_bytes()?)),
-        [Token::Bare(word), key] if word == "missing" => any(Compare::missing(key.clone().into_bytes()?)),
-        [key, Token::Mark(mark), value] => {
+        [TxnToken::Bare(word), key] if word == "exists" => any(Compare::exists(key.clone().into_bytes()?)),
+        [TxnToken::Bare(word), key] if word == "missing" => any(Compare::missing(key.clone().into_bytes()?)),
+        [key, TxnToken::Mark(mark), value] => {
             let (key, value) = (key.clone().into_bytes()?, value.clone().into_bytes()?);
             any(Compare::value(key).is(sign(mark).ok_or(FORM)?, value))
         }
-        [Token::Bare(of), Token::Mark("("), key, Token::Mark(")"), Token::Mark(mark), value] => {
+        [TxnToken::Bare(of), TxnToken::Mark("("), key, TxnToken::Mark(")"), TxnToken::Mark(mark), value] => {
             let (key, value) = (key.clone().into_bytes()?, value.clone().into_bytes()?);
             let sign = sign(mark).ok_or(FORM)?;
             let text = std::str::from_utf8(&value).unwrap_or_default();
@@ -296,12 +296,12 @@ fn operation(text: &[u8]) -> Result<TxnOp, String> {
     read_operation(tokens(text, false, false)?.0)
 }
 
-fn read_operation(tokens: Vec<Token>) -> Result<TxnOp, String> {
+fn read_operation(tokens: Vec<TxnToken>) -> Result<TxnOp, String> {
     const FORM: &str = "write get KEY, put KEY VALUE [ttl=TIME], del KEY, range START [END], prefix KEY, del-range START END, del-from START, del-prefix KEY, or del-all";
     const EMPTY: &str = "an empty word there would remove more than it says; del-all removes every key";
     let mut tokens = tokens.into_iter();
-    let Some(Token::Bare(verb)) = tokens.next() else { return Err(FORM.to_owned()) };
-    let words = tokens.map(Token::into_bytes).collect::<Result<Vec<_>, _>>()?;
+    let Some(TxnToken::Bare(verb)) = tokens.next() else { return Err(FORM.to_owned()) };
+    let words = tokens.map(TxnToken::into_bytes).collect::<Result<Vec<_>, _>>()?;
     let between =
         |start: &Bytes, end: &Bytes| Range { start: start.clone(), end: end.clone(), limit_items: 0 };
     if verb.starts_with(b"del-") && words.iter().any(Bytes::is_empty) {

@@ -10,13 +10,13 @@ use serde_json::{Map, Value};
 use super::follow::Whereabouts;
 use super::input::{self, KeyFlags};
 use super::{CliError, Common, Format, ScopeArgs, output, read};
-use crate::kv::client::{EventKind, Range, ReadPreference, Watch, WatchEvent, WatchOptions};
+use crate::kv::client::{EventKind, PreviousItem, Range, ReadPreference, Watch, WatchEvent, WatchOptions};
 use crate::types::Bookmark;
 
 /// Arguments of `quorate watch`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate watch greeting\n  quorate watch --prefix user/ --from 1\n  quorate watch --prefix user/ group/ --kind delete,expire\n  quorate watch --all -o json | jq -r .key\n\nPrints one line for each change, in order, nothing left out: revision, what happened, key, value; with -o json one object per line. Goes on at another node when the one it reads from fails, and says on standard error when it loses its cluster and when it has it back. Ends with Ctrl-C (exit code 0), when no node answers at its beginning within --timeout (exit code 2), or when no node's history reaches back to where it stood (exit code 1)."
+    after_help = "Example:\n  quorate watch greeting\n  quorate watch --prefix user/ --from 1\n  quorate watch --prefix user/ group/ --kind delete,expire\n  quorate watch --all -o json | jq -r .key\n  quorate watch --prefix user/ --prev\n\nPrints one line for each change, in order, nothing left out: revision, what happened, key, value, and with --prev what the key held before, if it existed; with -o json one object per line. Goes on at another node when the one it reads from fails, and says on standard error when it loses its cluster and when it has it back. Ends with Ctrl-C (exit code 0), when no node answers at its beginning within --timeout (exit code 2), or when no node's history reaches back to where it stood (exit code 1)."
 )]
 pub struct WatchArgs {
     /// The keys, or with --prefix the beginnings of the keys, 64 at most; left out with --all, --key-base64 or --key-file
@@ -37,6 +37,9 @@ pub struct WatchArgs {
     /// Begin at this revision; without it, with the next change. Of another cluster's history, it is refused
     #[arg(long, value_name = "REVISION[@HISTORY]", value_parser = read::parse_revision)]
     pub from: Option<Bookmark>,
+    /// Also tell what the keys held before
+    #[arg(long)]
+    pub prev: bool,
     /// Whose keys
     #[command(flatten)]
     pub scope: ScopeArgs,
@@ -92,7 +95,7 @@ impl WatchArgs {
 
     fn options(&self) -> Result<WatchOptions, CliError> {
         let mut options = WatchOptions::default().kinds(self.kinds.iter().map(|kind| EventKind::from(*kind)));
-        (options.ranges, options.from) = (self.ranges()?, self.from);
+        (options.ranges, options.from, options.previous) = (self.ranges()?, self.from, self.prev);
         Ok(options)
     }
 }
@@ -148,9 +151,14 @@ fn name(kind: EventKind) -> &'static str {
 
 fn line(event: &WatchEvent) -> String {
     let (revision, key) = (event.revision, output::printable(&event.item.key));
-    match event.kind {
+    let line = match event.kind {
         EventKind::Put => format!("{revision}  put     {key}  {}", output::printable(&event.item.value)),
         kind => format!("{revision}  {:<6}  {key}", name(kind)),
+    };
+    match &event.previous {
+        Some(PreviousItem::Item(item)) => format!("{line}  (before: {})", output::printable(&item.value)),
+        Some(PreviousItem::Unknown) => format!("{line}  (before: not kept any more)"),
+        _ => line,
     }
 }
 
@@ -165,6 +173,14 @@ fn object(event: &WatchEvent) -> Map<String, Value> {
     };
     object.insert("event".to_owned(), name(event.kind).into());
     object.insert("revision".to_owned(), event.revision.into());
+    if let Some(previous) = &event.previous {
+        let item = match previous {
+            PreviousItem::Item(item) => output::item_object(item).into(),
+            _ => Value::Null,
+        };
+        object.insert("previous".to_owned(), item);
+        object.insert("previous_unknown".to_owned(), (*previous == PreviousItem::Unknown).into());
+    }
     object
 }
 
@@ -198,11 +214,21 @@ mod tests {
     #[test]
     fn an_event_is_one_line() {
         let item = Item { key: "a\nb".into(), value: "v".into(), version: 2, ..Item::default() };
-        let put = WatchEvent { kind: EventKind::Put, revision: 7, item: item.clone() };
+        let put = WatchEvent { kind: EventKind::Put, revision: 7, item: item.clone(), previous: None };
         assert_eq!(line(&put), "7  put     a\\nb  v");
-        let gone = WatchEvent { kind: EventKind::Expire, revision: 8, item };
+        let gone = WatchEvent { kind: EventKind::Expire, revision: 8, item: item.clone(), previous: None };
         assert_eq!(line(&gone), "8  expire  a\\nb");
         let json = serde_json::to_string(&object(&gone)).unwrap();
         assert_eq!(json, "{\"event\":\"expire\",\"key\":\"a\\nb\",\"revision\":8}");
+        let told = |previous| WatchEvent { previous: Some(previous), ..gone.clone() };
+        let [absent, unknown, known] =
+            [PreviousItem::Absent, PreviousItem::Unknown, PreviousItem::Item(item)].map(told);
+        assert_eq!(line(&absent), "8  expire  a\\nb");
+        assert_eq!(line(&unknown), "8  expire  a\\nb  (before: not kept any more)");
+        assert_eq!(line(&known), "8  expire  a\\nb  (before: v)");
+        assert_eq!(object(&known)["previous"]["value"], "v");
+        assert_eq!(object(&absent)["previous"], Value::Null);
+        assert_eq!(object(&absent)["previous_unknown"], false);
+        assert_eq!(object(&unknown)["previous_unknown"], true);
     }
 }

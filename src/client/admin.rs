@@ -8,16 +8,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tonic::transport::Channel;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Response, Status};
 
 use super::Client;
 use super::attempt::{backoff, describe, is_unconnected};
 use super::endpoint::Endpoint;
 use super::error::ClientError;
+use super::judge;
 use super::link::Link;
+use super::member_change::{MemberChange, send};
 use super::node::NoStatus;
 use super::router::Hint;
+use super::token::NodeChannel;
 use crate::call::{decode_leader, decode_position};
 use crate::proto::details;
 use crate::proto::v1::{self, admin_client::AdminClient};
@@ -73,64 +75,6 @@ pub struct SessionPage {
     pub next_after: Option<u64>,
 }
 
-/// A change of the membership.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum MemberChange {
-    /// Adds a node that was started to join, as a learner or, with `promote`, as a voter.
-    Add {
-        /// Its id.
-        node_id: NodeId,
-        /// `host:port` of its peer port.
-        peer: String,
-        /// Whether to make it a voter.
-        promote: bool,
-        /// How long it may take to catch up before that.
-        catch_up: Duration,
-    },
-    /// Makes a learner a voter.
-    Promote {
-        /// Which.
-        node_id: NodeId,
-        /// How long it may take to catch up before that.
-        catch_up: Duration,
-    },
-    /// Makes a voter a learner.
-    Demote {
-        /// Which.
-        node_id: NodeId,
-        /// Although too few voters that answer would be left.
-        force: bool,
-    },
-    /// Removes a member.
-    Remove {
-        /// Which.
-        node_id: NodeId,
-        /// Although too few voters that answer would be left.
-        force: bool,
-    },
-    /// Puts a node in the place of another one, or of itself with another data directory.
-    Replace {
-        /// Who goes.
-        node_id: NodeId,
-        /// Who comes.
-        new_node_id: NodeId,
-        /// `host:port` of the new one's peer port.
-        peer: String,
-        /// How long it may take to catch up.
-        catch_up: Duration,
-    },
-    /// Corrects addresses; what is `None` stays.
-    Update {
-        /// Whose.
-        node_id: NodeId,
-        /// `host:port` of its peer port.
-        peer: Option<String>,
-        /// `host:port` of its client port.
-        client: Option<String>,
-    },
-}
-
 impl MemberChange {
     /// How long it may rightly take beside what every operation takes.
     fn catch_up(&self) -> Duration {
@@ -163,6 +107,8 @@ enum Standing {
     Unknown(String),
     /// There was too little time left for an answer.
     NotAsked,
+    /// This client is told nothing there.
+    Unwelcome(v1::Failure),
 }
 
 /// Why a call has neither an answer nor an error.
@@ -179,7 +125,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn members(&self) -> Result<MemberList, ClientError> {
-        let call = |mut admin: AdminClient<Channel>| async move {
+        let call = |mut admin: AdminClient<NodeChannel>| async move {
             admin.member_list(v1::MemberListRequest {}).await
         };
         let (list, _) = self.on_leader(Duration::ZERO, Effect::None, call).await?;
@@ -195,7 +141,7 @@ impl Client {
         let (deadline, extra) = (self.deadline(), change.catch_up());
         // The node is told how long it is waited for: it proposes nothing after that, if it has not before, and says so.
         let left = || (deadline + extra).saturating_duration_since(Instant::now());
-        let call = |admin: AdminClient<Channel>| send(admin, change.clone(), left());
+        let call = |admin: AdminClient<NodeChannel>| send(admin, change.clone(), left());
         let (changed, leader) = self.on_leader_by(deadline, extra, Effect::Change, call).await?;
         Ok(MemberList { leader, ..MemberList::decode_changed(changed) })
     }
@@ -206,7 +152,7 @@ impl Client {
     /// See [`ClientError`].
     pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<NodeId, ClientError> {
         let request = v1::TransferLeaderRequest { to_node: to.unwrap_or(0) };
-        let call = |mut admin: AdminClient<Channel>| async move {
+        let call = |mut admin: AdminClient<NodeChannel>| async move {
             let answer = admin.transfer_leader(request).await?.into_inner();
             told("who leads now", true, answer.leader.filter(|leader| leader.node_id != 0))
         };
@@ -242,7 +188,7 @@ impl Client {
         limit: u32,
     ) -> Result<SessionPage, ClientError> {
         let request = v1::ListSessionsRequest { after, limit };
-        let call = |mut admin: AdminClient<Channel>| async move { admin.list_sessions(request).await };
+        let call = |mut admin: AdminClient<NodeChannel>| async move { admin.list_sessions(request).await };
         let (list, _) = self.on_leader_by(deadline, Duration::ZERO, Effect::None, call).await?;
         let info = |info: v1::SessionInfo| {
             let v1::SessionInfo { session, opener, opened_ms, used_ms, expires_ms, bytes, unsettled } = info;
@@ -258,7 +204,7 @@ impl Client {
     /// See [`ClientError`].
     pub async fn close_session(&self, session: u64) -> Result<bool, ClientError> {
         let request = v1::CloseSessionRequest { session, ..Default::default() };
-        let call = |mut admin: AdminClient<Channel>| async move { admin.close_session(request).await };
+        let call = |mut admin: AdminClient<NodeChannel>| async move { admin.close_session(request).await };
         let (closed, _) = self.on_leader(Duration::ZERO, Effect::Change, call).await?;
         Ok(closed.was_open)
     }
@@ -268,7 +214,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn take_snapshot(&self, endpoint: Option<&Endpoint>) -> Result<LogId, ClientError> {
-        let call = |mut admin: AdminClient<Channel>| async move {
+        let call = |mut admin: AdminClient<NodeChannel>| async move {
             let answer = admin.snapshot(v1::SnapshotRequest {}).await?.into_inner();
             told("what the snapshot covers", false, answer.position)
         };
@@ -291,7 +237,7 @@ impl Client {
             ..Default::default()
         };
         let request = v1::ConfigureRequest { settings: settings.iter().map(setting).collect() };
-        let call = |mut admin: AdminClient<Channel>| {
+        let call = |mut admin: AdminClient<NodeChannel>| {
             let request = request.clone();
             async move { admin.configure(request).await }
         };
@@ -306,7 +252,7 @@ impl Client {
         &self,
         endpoint: Option<&Endpoint>,
         effect: Effect,
-        call: impl Fn(AdminClient<Channel>) -> F,
+        call: impl Fn(AdminClient<NodeChannel>) -> F,
     ) -> Result<T, ClientError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
@@ -327,6 +273,10 @@ impl Client {
                 Ok(status) => {
                     self.router.heard(&link.node, &status);
                     break;
+                }
+                // It is the same at the next attempt.
+                Err(NoStatus::Refused(failure)) if judge::is_unwelcome(&failure) => {
+                    return Err(refused(&link, failure));
                 }
                 Err(NoStatus::Refused(failure)) => met = Some(format!("{endpoint}: {}", failure.message)),
                 // What was met before tells more than what it does not answer in next to no time.
@@ -355,7 +305,7 @@ impl Client {
         &self,
         extra: Duration,
         effect: Effect,
-        call: impl Fn(AdminClient<Channel>) -> F,
+        call: impl Fn(AdminClient<NodeChannel>) -> F,
     ) -> Result<(T, Option<Leader>), ClientError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
@@ -369,7 +319,7 @@ impl Client {
         deadline: Instant,
         extra: Duration,
         effect: Effect,
-        call: impl Fn(AdminClient<Channel>) -> F,
+        call: impl Fn(AdminClient<NodeChannel>) -> F,
     ) -> Result<(T, Option<Leader>), ClientError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
@@ -405,6 +355,7 @@ impl Client {
                 // What was met before tells more than that.
                 Standing::Elsewhere | Standing::NotAsked => {}
                 Standing::Unknown(why) => last = Some(why),
+                Standing::Unwelcome(failure) => return Err(refused(&link, failure)),
             }
             if let Some(tried) = router.all_down()
                 && begun.elapsed() >= config.unavailable_after
@@ -459,6 +410,9 @@ impl Client {
             Err(failed) => {
                 router.lost_leader(endpoint);
                 let why = match failed {
+                    NoStatus::Refused(failure) if judge::is_unwelcome(&failure) => {
+                        return Standing::Unwelcome(failure);
+                    }
                     // It is there: whoever has time left waits for it.
                     NoStatus::Refused(failure) => failure.message.as_str().into(),
                     NoStatus::Unanswered(why) => {
@@ -540,51 +494,6 @@ fn told<T>(what: &str, maybe_applied: bool, field: Option<T>) -> Result<Response
         Status::with_details(Code::Unknown, message, details::of_failure(&failure))
     };
     field.map(Response::new).ok_or_else(absent)
-}
-
-/// `message`, to be answered within `left`.
-fn within<T>(left: Duration, message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(left);
-    request
-}
-
-async fn send(
-    mut admin: AdminClient<Channel>,
-    change: MemberChange,
-    left: Duration,
-) -> Result<Response<v1::MemberChangeResponse>, Status> {
-    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    match change {
-        MemberChange::Add { node_id, peer, promote, catch_up } => {
-            let timeout_ms = ms(catch_up);
-            admin.add_member(within(left, v1::AddMemberRequest { node_id, peer, promote, timeout_ms })).await
-        }
-        MemberChange::Promote { node_id, catch_up } => {
-            admin
-                .promote_member(within(left, v1::PromoteMemberRequest { node_id, timeout_ms: ms(catch_up) }))
-                .await
-        }
-        MemberChange::Demote { node_id, force } => {
-            admin.demote_member(within(left, v1::DemoteMemberRequest { node_id, force })).await
-        }
-        MemberChange::Remove { node_id, force } => {
-            admin.remove_member(within(left, v1::RemoveMemberRequest { node_id, force })).await
-        }
-        MemberChange::Replace { node_id, new_node_id, peer, catch_up } => {
-            let timeout_ms = ms(catch_up);
-            admin
-                .replace_member(within(
-                    left,
-                    v1::ReplaceMemberRequest { node_id, new_node_id, peer, timeout_ms },
-                ))
-                .await
-        }
-        MemberChange::Update { node_id, peer, client } => {
-            let (peer, client) = (peer.unwrap_or_default(), client.unwrap_or_default());
-            admin.update_member(within(left, v1::UpdateMemberRequest { node_id, peer, client })).await
-        }
-    }
 }
 
 fn failed(link: &Link, reason: Reason, message: String, maybe_applied: bool) -> ClientError {

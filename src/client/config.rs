@@ -6,6 +6,7 @@ use super::connector::Connector;
 use super::endpoint::ConfigError;
 use super::preference::ReadPreference;
 use super::replicas::ReplicaReads;
+use super::token::Token;
 use crate::trust::client::ClientTls;
 
 /// The shortest time after which the cluster closes a session that is not used.
@@ -72,6 +73,8 @@ pub struct ClientConfig {
     pub connector: Connector,
     /// TLS on them. Default: none; nodes that speak it refuse such clients, and say so.
     pub tls: Option<ClientTls>,
+    /// What it shows of itself to the nodes, with every call. Default: nothing.
+    pub token: Option<Token>,
     /// Whether it only passes on calls of others, which whoever takes them does not pass on again.
     pub(crate) relays: bool,
 }
@@ -101,6 +104,7 @@ impl Default for ClientConfig {
             max_request_bytes: 3 * 1024 * 1024,
             connector: Connector::default(),
             tls: None,
+            token: None,
             relays: false,
         }
     }

@@ -47,8 +47,8 @@ pub enum ClientError {
     /// The request itself is at fault, and fails again wherever it is sent.
     #[error("{message}")]
     Rejected {
-        /// Which fault: [`TooLarge`](Reason::TooLarge), [`Invalid`](Reason::Invalid) or
-        /// [`Undecodable`](Reason::Undecodable).
+        /// Which fault: [`TooLarge`](Reason::TooLarge), [`Invalid`](Reason::Invalid), [`Undecodable`](Reason::Undecodable),
+        /// [`Unauthenticated`](Reason::Unauthenticated) or [`PermissionDenied`](Reason::PermissionDenied).
         reason: Reason,
         /// The fault in words.
         message: String,
@@ -124,6 +124,8 @@ impl ClientError {
                 Reason::TooLarge
                     | Reason::Invalid
                     | Reason::Undecodable
+                    | Reason::Unauthenticated
+                    | Reason::PermissionDenied
                     | Reason::SessionExpired
                     | Reason::AnswerForgotten
                     | Reason::OtherHistory

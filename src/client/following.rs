@@ -408,6 +408,10 @@ impl<S: Followed> Following<S> {
         tracing::debug!(%endpoint, failure = in_words(failure), from = self.next, "{} broke off", S::NAME);
         let case = Case { kind: Kind::Anywhere, in_session: false, undecided: false };
         match judge(case, &endpoint, failure) {
+            // The token has come to its end, and there may be a newer one.
+            Verdict::Return(ClientError::Rejected { reason: Reason::Unauthenticated, .. }) if was_open => {
+                drop(self.failures.insert(endpoint.clone(), in_words(failure)));
+            }
             Verdict::Return(error @ ClientError::Rejected { .. }) => return Err(self.ended(error)),
             Verdict::Return(error) if is_about_history(&error) => {
                 let error = self.told_from_where(error);

@@ -18,9 +18,9 @@ use prost::encoding::{
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::MetadataValue;
-use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
+use super::token::NodeChannel;
 use crate::call;
 use crate::proto::v1;
 use crate::types::{ReadOptions, WriteOptions};
@@ -129,7 +129,7 @@ pub(super) type Answers = Vec<(u64, Bytes)>;
 
 /// Opens a pipeline on which `calls` are sent; of others, if it `relays` them.
 pub(super) async fn open(
-    channel: Channel,
+    channel: NodeChannel,
     calls: impl futures::Stream<Item = Calls> + Send + 'static,
     relays: bool,
 ) -> Result<Streaming<Answers>, Status> {

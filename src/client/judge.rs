@@ -147,7 +147,11 @@ fn by_reason(
     let reason = reason(answer);
     let failed = |maybe_applied| failed(endpoint, reason, in_words(failure), maybe_applied);
     Err(match reason {
-        Reason::TooLarge | Reason::Invalid | Reason::Undecodable => rejected(reason, answer),
+        Reason::TooLarge
+        | Reason::Invalid
+        | Reason::Undecodable
+        | Reason::Unauthenticated
+        | Reason::PermissionDenied => rejected(reason, answer),
         Reason::SessionExpired if case.in_session && !case.undecided => Verdict::NewSession,
         Reason::SessionExpired => Verdict::Return(failed(case.undecided)),
         // We never say that a write is settled and then send it: something is broken.
@@ -191,6 +195,11 @@ fn by_reason(
         }
         Reason::Membership | Reason::Unspecified => return Ok(None),
     })
+}
+
+/// Whether the node refuses whoever asks, and not what is asked for.
+pub(crate) fn is_unwelcome(failure: &v1::Failure) -> bool {
+    matches!(reason(failure), Reason::Unauthenticated | Reason::PermissionDenied)
 }
 
 fn rejected(reason: Reason, answer: &v1::Failure) -> Verdict {

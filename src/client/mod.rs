@@ -45,7 +45,7 @@
 //!
 //! # Where things are
 //!
-//! `admin` operates the cluster, `machine_client` speaks for a machine. `execute` makes the attempts of one call, `operation` says where the next one goes, and `judge`
+//! `admin` operates the cluster, by a `member_change` for one; `token` is what calls show of the client, `machine_client` speaks for a machine. `execute` makes the attempts of one call, `operation` says where the next one goes, and `judge`
 //! whether there may be one; `sessions` numbers writes, `router` knows who leads and who is healthy, by its `picture` of the cluster, `connection` owns the stream to
 //! one node, `replicas` are read at beside the members, `connector` how it is made, `frame` is what travels on it, and `link` leads there, `node` is what the others share about that node, and `contact` tells whether the cluster is heard from at all.
 //! `following` goes on from node to node with a stream of what happens: a guest's watches, and a `subscription`.
@@ -61,13 +61,14 @@ use tokio::time::Instant;
 
 pub use crate::reason::Reason;
 pub use crate::trust::{TrustError, client::ClientTls};
-pub use admin::{MemberChange, NodeSetting, SessionInfo, SessionPage};
+pub use admin::{NodeSetting, SessionInfo, SessionPage};
 pub use config::ClientConfig;
 pub use connector::Connector;
 pub use contact::{Contact, Contacts};
 pub use endpoint::{ConfigError, Endpoint};
 pub use error::{ClientError, UnconfirmedAnswer};
 pub use machine_client::{Answered, MachineClient, MachineOnce, Written};
+pub use member_change::MemberChange;
 pub use metrics::{ClientMetrics, Latencies, MethodMetrics, NodeMetrics, StreamMetrics};
 pub use once::Once;
 pub use options::{CallOptions, WriteOptions};
@@ -78,6 +79,7 @@ pub use subscription::{
     FollowedProgress, ReplicationStatus, SnapshotPart, SubscribeOptions, Subscription,
 };
 pub(crate) use subscription::{HeldFile, StateFilePiece, StateFileStream};
+pub use token::Token;
 
 pub use crate::call::Header;
 pub use crate::report::{MemberList, MemberReport, NodeReport, ReplicaReport};
@@ -107,6 +109,7 @@ mod in_flight;
 pub(crate) mod judge;
 pub(crate) mod link;
 mod machine_client;
+mod member_change;
 pub(crate) mod metrics;
 pub(crate) mod node;
 mod once;
@@ -119,6 +122,7 @@ mod replicas;
 pub(crate) mod router;
 pub(crate) mod sessions;
 mod subscription;
+pub(crate) mod token;
 
 /// A handle on a cluster. Cheap to clone; all clones share their connections.
 ///

@@ -13,6 +13,7 @@ use super::config::ClientConfig;
 use super::connector::Connector;
 use super::endpoint::Endpoint;
 use super::replicas::KnownReplica;
+use super::token::{NodeChannel, Token};
 use crate::proto::details;
 use crate::proto::v1::{self, admin_client::AdminClient};
 use crate::report::NodeReport;
@@ -54,6 +55,7 @@ pub(crate) struct Node {
     transport: tonic::transport::Endpoint,
     connector: Connector,
     tls: Option<ClientTls>,
+    token: Option<Token>,
     keep_alive_timeout: Duration,
     channel: OnceLock<Channel>,
     /// For watches and range streams, which may stand still: apart from the pipeline, so that it never waits for them.
@@ -107,6 +109,7 @@ impl Node {
             transport,
             connector: config.connector.clone(),
             tls: config.tls.clone(),
+            token: config.token.clone(),
             keep_alive_timeout: config.keep_alive_timeout,
             channel: OnceLock::new(),
             side_channel: OnceLock::new(),
@@ -136,12 +139,13 @@ impl Node {
     }
 
     /// The transport to this node; connects when it is used, and again after a break.
-    pub(crate) fn channel(&self) -> Channel {
-        self.channel.get_or_init(|| self.connector.connect_lazy(&self.transport, self.tls.as_ref())).clone()
+    pub(crate) fn channel(&self) -> NodeChannel {
+        let connect = || self.connector.connect_lazy(&self.transport, self.tls.as_ref());
+        NodeChannel::new(self.channel.get_or_init(connect).clone(), self.token.clone())
     }
 
     /// The same for calls whose answers may not be read for a while.
-    pub(crate) fn side_channel(&self) -> Channel {
+    pub(crate) fn side_channel(&self) -> NodeChannel {
         let connect = || {
             let patience = self.keep_alive_timeout.max(SIDE_KEEP_ALIVE_TIMEOUT);
             let transport = self
@@ -153,7 +157,7 @@ impl Node {
                 .keep_alive_timeout(patience);
             self.connector.connect_lazy(&transport, self.tls.as_ref())
         };
-        self.side_channel.get_or_init(connect).clone()
+        NodeChannel::new(self.side_channel.get_or_init(connect).clone(), self.token.clone())
     }
 
     /// Whether it can be reached and is ready, as far as is known.

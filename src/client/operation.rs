@@ -271,6 +271,8 @@ impl<'a> Operation<'a> {
             | Reason::QuotaExceeded
             | Reason::VersionNotAgreed
             | Reason::Lagged
+            | Reason::Unauthenticated
+            | Reason::PermissionDenied
             | Reason::LimitReached
             | Reason::OtherHistory
             | Reason::Ahead

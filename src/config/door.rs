@@ -1,6 +1,10 @@
 //! The settings of the client port: what callers may make a node hold, what it may be called, whom it serves.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use super::{ServeConfig, SettingsError, invalid};
+use crate::door::ClientAuth;
 use crate::door::limits::DoorLimits;
 use crate::node::Names;
 
@@ -13,7 +17,22 @@ pub(crate) struct DoorConfig {
     pub allowed_origins: Vec<String>,
     /// What callers may make the node hold.
     pub limits: DoorLimits,
+    /// What callers are identified by.
+    pub auth: ClientAuth,
 }
+
+/// The file that was given; an empty name is none.
+pub(super) fn named(path: PathBuf) -> Option<PathBuf> {
+    Some(path).filter(|path| !path.as_os_str().is_empty())
+}
+
+/// The same as it is told.
+pub(super) fn shown(path: &Option<PathBuf>) -> String {
+    path.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
+}
+
+/// Further apart no two clocks are that can be used.
+const MAX_LEEWAY: Duration = Duration::from_mins(10);
 
 impl DoorConfig {
     pub(super) fn validate(&self) -> Result<(), SettingsError> {
@@ -32,6 +51,15 @@ impl DoorConfig {
                     "--allowed-origins \"{origin}\" is no origin; give it as https://console.example.com"
                 )));
             }
+        }
+        let ClientAuth { jwt_keys, jwt_audience, jwt_issuer, jwt_leeway, .. } = &self.auth;
+        if jwt_keys.is_none() && (jwt_audience.is_some() || jwt_issuer.is_some()) {
+            return Err(invalid(
+                "--jwt-audience and --jwt-issuer are asked of tokens that are signed by keys; name them with --jwt-keys",
+            ));
+        }
+        if *jwt_leeway > MAX_LEEWAY {
+            return Err(invalid("--jwt-leeway-ms must be ten minutes at most; have the clocks agree"));
         }
         Ok(())
     }

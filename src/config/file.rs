@@ -33,11 +33,16 @@ impl GivenSettings {
             let detail = format!("it has more than {MAX_FILE_BYTES} bytes: is it the right file?");
             return Err(SettingsError::Parse { path: path.to_owned(), detail });
         }
+        Self::parse(path, &text)
+    }
+
+    /// What `text` says, in the form that the name of its file tells.
+    pub(super) fn parse(path: &Path, text: &str) -> Result<Self, SettingsError> {
         let parsed = match path.extension().and_then(|extension| extension.to_str()) {
-            Some("toml") => toml::from_str(&text).map_err(|error| error.to_string()),
+            Some("toml") => toml::from_str(text).map_err(|error| error.to_string()),
             // A file of comments only has no document to parse.
-            Some("yaml" | "yml") if is_blank_yaml(&text) => Ok(Self::default()),
-            Some("yaml" | "yml") => serde_saphyr::from_str(&text).map_err(|error| error.to_string()),
+            Some("yaml" | "yml") if is_blank_yaml(text) => Ok(Self::default()),
+            Some("yaml" | "yml") => serde_saphyr::from_str(text).map_err(|error| error.to_string()),
             _ => return Err(SettingsError::UnknownFormat { path: path.to_owned() }),
         };
         parsed.map_err(|detail| SettingsError::Parse { path: path.to_owned(), detail })

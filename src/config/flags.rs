@@ -78,7 +78,7 @@ pub(super) fn after_help() -> String {
   quorate serve --single                       one node by itself
   quorate serve --node-id 1 --data-dir /var/lib/quorate \\
     --client-listen 0.0.0.0:7801 --client-advertise 10.0.0.1:7801 --peer-listen 0.0.0.0:7901 \\
-    --peers 1=10.0.0.1:7901,2=10.0.0.2:7901,3=10.0.0.3:7901
+    --peers 1=10.0.0.1:7901,2=10.0.0.2:7901,3=10.0.0.3:7901 --tokens-file /etc/quorate/tokens.toml
   quorate serve --node-id 4 --data-dir /var/lib/quorate --client-listen 10.0.0.4:7801 --peer-listen 10.0.0.4:7901 --join
   quorate serve --config quorate.toml
 

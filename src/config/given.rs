@@ -6,7 +6,7 @@ use clap::{Arg, ArgAction, ArgMatches, ValueEnum, value_parser};
 use serde_json::Value;
 
 use super::{LogFormat, Peers, ReserveBytes};
-use crate::trust::port::ClientAuth;
+use crate::trust::port::ClientCertificates;
 use crate::trust::settings::{PeerAuth, PeerSecret};
 
 /// What is read from an argument.
@@ -32,7 +32,7 @@ macro_rules! given {
     )+ };
 }
 
-given!(u64, usize, bool, String, PathBuf, LogFormat, Peers, ReserveBytes, PeerAuth, ClientAuth);
+given!(u64, usize, bool, String, PathBuf, LogFormat, Peers, ReserveBytes, PeerAuth, ClientCertificates);
 
 /// Whatever it is: a text that cannot be one is refused later, and not repeated.
 impl FromArgument for PeerSecret {
@@ -73,7 +73,7 @@ macro_rules! told {
 
 told!(u64, usize, bool, String, Vec<String>, Value);
 
-impl ToJson for ClientAuth {
+impl ToJson for ClientCertificates {
     fn value(&self) -> Value {
         self.to_possible_value().map(|auth| auth.get_name().to_owned()).into()
     }

@@ -9,15 +9,18 @@
 //! `engine/config/ranges.rs` besides, and one that a running node changes a line in `node/settings.rs`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Arg, ArgMatches, FromArgMatches};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::door::{named, shown};
 use super::given::{FromArgument, ToJson};
 use super::replication::GivenReplication;
 use super::{LogFormat, Peers, ReserveBytes, ServeConfig};
-use crate::trust::port::ClientAuth;
+use crate::runtime::whole_ms;
+use crate::trust::port::ClientCertificates;
 use crate::trust::settings::{PeerAuth, PeerSecret};
 use crate::types::NodeId;
 
@@ -171,7 +174,7 @@ settings! {
         by |config, path| config.tls.client_ca = Some(path), told |config| shown_path(&config.tls.client_ca)
     }
     /// Whether clients must show a certificate: optional or required
-    tls_client_auth: ClientAuth as "WHETHER", Restart, { at tls.client_auth }
+    tls_client_auth: ClientCertificates as "WHETHER", Restart, { at tls.client_auth }
     /// Address to listen on for the other nodes
     ///
     /// Keep this port off networks that you do not trust, unless members prove to each other who they are: see peer_ca and
@@ -274,6 +277,40 @@ settings! {
     allowed_hosts: Vec<String> as "NAMES", Restart, { at door.allowed_hosts }
     /// Origins whose pages may use this node from a browser, such as https://console.example.com
     allowed_origins: Vec<String> as "ORIGINS", Restart, { at door.allowed_origins }
+    /// File that says who may do what: by the hash of a token, or the name in a certificate
+    ///
+    /// With it, or with jwt_keys, callers are asked for a credential, and each may do what is granted to it; docs/SECURITY.md has the form.
+    /// It is read again when it changes. `quorate token create` makes a token and its entry.
+    tokens_file: PathBuf as "FILE", Restart, {
+        by |config, path| config.door.auth.tokens_file = named(path),
+        told |config| shown(&config.door.auth.tokens_file)
+    }
+    /// File of the keys that sign tokens (JWT): a set of keys (JWKS) of Ed25519 and HMAC, or a public key as PEM
+    ///
+    /// It is read again when it changes; what was signed by a key that is gone is not taken any more.
+    jwt_keys: PathBuf as "FILE", Restart, {
+        by |config, path| config.door.auth.jwt_keys = named(path),
+        told |config| shown(&config.door.auth.jwt_keys)
+    }
+    /// For whom a signed token must be meant (`aud`) [default: none]
+    jwt_audience: String as "NAME", Restart, {
+        by |config, name| config.door.auth.jwt_audience = (!name.is_empty()).then_some(name),
+        told |config| config.door.auth.jwt_audience.clone().unwrap_or_default()
+    }
+    /// Who must have issued a signed token (`iss`) [default: anyone with a key]
+    jwt_issuer: String as "NAME", Restart, {
+        by |config, name| config.door.auth.jwt_issuer = (!name.is_empty()).then_some(name),
+        told |config| config.door.auth.jwt_issuer.clone().unwrap_or_default()
+    }
+    /// Milliseconds that the clock of an issuer may be from this node's; at most ten minutes
+    jwt_leeway_ms: u64 as "MS", Restart, {
+        by |config, ms| config.door.auth.jwt_leeway = Duration::from_millis(ms),
+        told |config| whole_ms(config.door.auth.jwt_leeway)
+    }
+    /// Listen on other addresses than loopback ones although whoever reaches them may do everything
+    ///
+    /// For networks that only those can use who may.
+    insecure: bool as "BOOL", Restart, { at insecure }
     /// Most connections of clients; 0 for half of the files that the process may open beside its own [default: 0]
     ///
     /// When all are busy there are 8 more for probes and operators; when some are idle, the one that has been idle for

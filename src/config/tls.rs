@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{SettingsError, invalid};
-use crate::trust::port::{ClientAuth, PortTls};
+use crate::trust::port::{ClientCertificates, PortTls};
 
 /// What is set of it, which may not be all that is needed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -15,7 +15,7 @@ pub(crate) struct TlsSettings {
     /// The authorities whose certificates are believed of clients.
     pub client_ca: Option<PathBuf>,
     /// Whether clients must show one.
-    pub client_auth: ClientAuth,
+    pub client_auth: ClientCertificates,
 }
 
 impl TlsSettings {
@@ -29,14 +29,14 @@ impl TlsSettings {
             (Some(certificate), Some(key)) => {
                 let mut tls = PortTls::new(certificate, key);
                 (tls.client_ca, tls.client_auth) = (client_ca.clone(), *client_auth);
-                if *client_auth == ClientAuth::Required && client_ca.is_none() {
+                if *client_auth == ClientCertificates::Required && client_ca.is_none() {
                     return Err(invalid(
                         "--tls-client-auth required needs --tls-client-ca: name the authorities whose certificates are believed",
                     ));
                 }
                 Ok(Some(tls))
             }
-            (None, None) if client_ca.is_none() && *client_auth == ClientAuth::Optional => Ok(None),
+            (None, None) if client_ca.is_none() && *client_auth == ClientCertificates::Optional => Ok(None),
             (None, None) => Err(invalid(
                 "--tls-client-ca and --tls-client-auth are for a port that speaks TLS; give --tls-cert and --tls-key, too",
             )),

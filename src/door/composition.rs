@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::guest::{Call, CallOf, Guest};
 use super::methods::Method;
+use super::rights::grants::Touch;
 use crate::call::Rejected;
 use crate::machine::{Composed, Either, StateMachine};
 use crate::types::LogId;
@@ -53,6 +54,13 @@ where
         match method.checked_sub(A::METHODS.len()) {
             None => A::parse(method, payload).map(Either::Base),
             Some(method) => B::parse(method, payload).map(Either::Added),
+        }
+    }
+
+    fn touches(method: usize, request: &Self::Request, touch: &mut Touch<'_>) {
+        match request {
+            Either::Base(request) => A::touches(method, request, touch),
+            Either::Added(request) => B::touches(method.saturating_sub(A::METHODS.len()), request, touch),
         }
     }
 

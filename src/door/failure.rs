@@ -140,9 +140,9 @@ pub(crate) fn of_transport(status: &tonic::Status, path: &str, maybe_applied: bo
         Code::Unimplemented => (Reason::Invalid, said.to_owned()),
         // It says so of requests that cannot be decoded.
         Code::Internal if !maybe_applied => (Reason::Invalid, format!("the request cannot be read: {said}")),
-        Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated => {
-            (Reason::Invalid, said.to_owned())
-        }
+        Code::InvalidArgument => (Reason::Invalid, said.to_owned()),
+        Code::PermissionDenied => (Reason::PermissionDenied, said.to_owned()),
+        Code::Unauthenticated => (Reason::Unauthenticated, said.to_owned()),
         Code::OutOfRange => (Reason::TooLarge, said.to_owned()),
         Code::ResourceExhausted => (Reason::LimitReached, said.to_owned()),
         Code::NotFound => (Reason::NotFound, said.to_owned()),
@@ -191,6 +191,24 @@ pub(crate) fn broken_off() -> Failure {
 pub(crate) fn answer_too_large(bytes: usize, limit: usize, maybe_applied: bool) -> Failure {
     let message = format!("the answer has {bytes} bytes, and at most {limit} can be sent; ask for less");
     failure(Reason::TooLarge, message, maybe_applied, None)
+}
+
+/// The caller has shown no credential that is valid. Which of them is wrong with it is not told.
+pub(crate) fn unauthenticated() -> Failure {
+    let message = "this node asks its callers who they are, and this call has no credential that is valid: give a token (authorization: Bearer TOKEN; --token-file, QUORATE_TOKEN), or a newer one";
+    failure(Reason::Unauthenticated, message.to_owned(), false, None)
+}
+
+/// A stream whose credential has come to its end.
+pub(crate) fn no_longer_authenticated() -> Failure {
+    let message = "the credential that this stream was opened with has expired or is withdrawn: open another one with a newer token; what was sent is answered or may have been applied";
+    failure(Reason::Unauthenticated, message.to_owned(), false, None)
+}
+
+/// What was asked for is not granted to the caller. Whether it exists is not told.
+pub(crate) fn permission_denied() -> Failure {
+    let message = "what is asked for is not granted to this caller: ask those who run the cluster for a token with more rights, or ask for less";
+    failure(Reason::PermissionDenied, message.to_owned(), false, None)
 }
 
 /// A request that makes no sense.

@@ -17,6 +17,7 @@ use futures::FutureExt;
 
 use super::failure;
 use super::methods::Method;
+use super::rights::grants::{DataRight, Touch, Touched};
 use crate::call::Rejected;
 use crate::machine::StateMachine;
 use crate::proto::v1::Failure;
@@ -80,6 +81,16 @@ pub trait Guest: Send + Sync + 'static {
     /// # Errors
     /// When it is none, or the method is not called in this way.
     fn parse(method: usize, payload: Bytes) -> Result<Self::Request, Rejected>;
+
+    /// Tells `touch` each part of the state that `request`, for the method with this number, touches, and with which right. The
+    /// request is carried out or passed on only for callers to whom all of that is granted.
+    ///
+    /// A part that is left out is open to every caller to whom any part is granted. By default a request touches everything.
+    fn touches(method: usize, request: &Self::Request, touch: &mut Touch<'_>) {
+        let _ = request;
+        let changes = Self::METHODS.get(method).is_none_or(|method| method.changes);
+        touch(if changes { DataRight::Write } else { DataRight::Read }, Touched::Everything);
+    }
 
     /// `response` as the payload of an answer.
     fn encode(response: Self::Response) -> Bytes;

@@ -7,6 +7,7 @@
 //!   [`streams`]: answers that come in pieces;
 //! - [`answerer`]: what an answer is headed by, and whom a failure names;
 //! - [`failure`]: every error as what callers are told; [`told`] completes what the transport says;
+//! - [`rights`]: who calls, and what each may do; [`permitted`]: whether that covers a request, and streams that end with it;
 //! - [`deadline`]: calls that outlive theirs;
 //! - [`limits`] and [`bodies`]: what callers may make a node hold, and the bytes on their way;
 //! - `machine_guest`: any machine, served as it is; `composition`: several guests behind one door;
@@ -31,8 +32,10 @@ pub(crate) mod limits;
 mod machine_guest;
 pub(crate) mod methods;
 pub(crate) mod metrics;
+pub(crate) mod permitted;
 pub(crate) mod pipeline;
 pub(crate) mod relay;
+pub(crate) mod rights;
 pub(crate) mod served;
 pub(crate) mod services;
 pub(crate) mod streams;
@@ -46,6 +49,8 @@ use tokio::sync::watch;
 pub use guest::{Call, CallOf, Guest};
 pub use machine_guest::MachineGuest;
 pub use methods::Method;
+pub use rights::grants::{DataRight, Touch, Touched};
+pub use rights::{ClientAuth, Credentials, CredentialsError, token_hash};
 
 use limits::DoorLimits;
 use metrics::DoorMetrics;

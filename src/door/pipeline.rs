@@ -28,6 +28,7 @@
 //! are let go, and what it finds in their place, should it ever read again, is the end of its pipeline and why.
 
 mod answers;
+mod framing;
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -45,7 +46,8 @@ use super::guest::{Call, Guest, guarded, guarded_async};
 use super::methods::{CLOSE_SESSION, MethodId, OPEN_SESSION};
 use super::metrics::OpenStream;
 use super::relay::RelayedCall;
-use super::{Door, ServedNode, failure};
+use super::rights::Principal;
+use super::{Door, ServedNode, failure, permitted};
 use crate::call::{Options, Rejected};
 use crate::incoming::Caller;
 use crate::machine::StateMachine;
@@ -56,6 +58,7 @@ use crate::types::{HistoryEpoch, ReadOptions};
 
 use answers::{AnswerOutlet, AnswerQueue, PipelineShared, RequestDone, RequestTicket};
 pub(crate) use answers::{Done, RequestOutcome, base_bytes};
+pub(crate) use framing::{PipelineFraming, PipelineRequestKind, Weight};
 
 /// Requests in flight on one pipeline; more are not read until some are answered.
 pub(crate) const MAX_IN_FLIGHT: usize = 16_384;
@@ -70,68 +73,15 @@ const MESSAGE_BYTES: usize = 1024 * 1024;
 /// little less than what they take.
 const FULL_MESSAGE_BYTES: usize = super::MAX_ANSWER_BYTES - 128 * 1024;
 
-/// How requests and responses are written on a stream.
-pub(crate) trait PipelineFraming: Send + Sync + 'static {
-    type Guest: Guest;
-    /// A message of requests.
-    type Requests: Send + 'static;
-    /// One of them. Until its turn comes it stays as it was sent.
-    type Request: Message + Default;
-    /// One response.
-    type Response: Send + Unpin;
-    /// A message of responses.
-    type Responses: Send + 'static;
-    /// What is made of a request to weigh it. By default nothing.
-    type Made: Default + Send;
-
-    fn requests(message: Self::Requests) -> Vec<Self::Request>;
-
-    /// What `request` may take, and what was made of it to know that. Most are weighed without making anything of them.
-    fn weigh(request: &Self::Request) -> (Weight, Self::Made);
-
-    /// The tag of `request`, and what it asks for; a refusal of one that is empty or of a kind that is not known. What was
-    /// `made` of it before need not be made again.
-    fn open(
-        request: Self::Request,
-        made: Self::Made,
-    ) -> (u64, Result<PipelineRequestKind<Self::Guest>, Failure>);
-
-    /// `request` as it is passed on to the node that carries it out; none of a read, which is answered here, and of what makes no sense.
-    fn relayed(request: &Self::Request) -> Option<RelayedCall>;
-
-    fn response(tag: u64, outcome: RequestOutcome<Self::Guest>) -> Self::Response;
-
-    /// What a guest has encoded of `response`, which may be more than it said.
-    fn encoded_bytes(response: &Self::Response) -> usize;
-
-    fn responses(responses: Vec<Self::Response>) -> Self::Responses;
-}
-
-/// What a request may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Weight {
-    /// As how many requests in flight it counts.
-    pub(crate) permits: u32,
-    /// Bytes to be set aside for its answer.
-    pub(crate) expected: usize,
-}
-
-/// What is asked for on a pipeline.
-pub(crate) enum PipelineRequestKind<G: Guest> {
-    /// A call of the guest, the method being the number of its place among the guest's.
-    Guest {
-        method: usize,
-        request: Result<G::Request, Rejected>,
-        options: Result<Options, Rejected>,
-    },
-    OpenSession(v1::OpenSessionRequest),
-    CloseSession(v1::CloseSessionRequest),
-}
-
 type QueryOf<G> = <<G as Guest>::Machine as StateMachine>::Query;
 
-/// Starts to serve `inbound`, requests of `caller`, as far as that is known.
-pub(crate) fn start<F, N, S>(door: Door<N>, caller: Option<Arc<Caller>>, inbound: S) -> Outgoing<F>
+/// Starts to serve `inbound`, requests of `caller`, as far as that is known, who is `principal`.
+pub(crate) fn start<F, N, S>(
+    door: Door<N>,
+    caller: Option<Arc<Caller>>,
+    principal: Arc<Principal>,
+    inbound: S,
+) -> Outgoing<F>
 where
     F: PipelineFraming,
     N: ServedNode<Machine = <F::Guest as Guest>::Machine>,
@@ -155,9 +105,18 @@ where
     let open = metrics.open_pipeline();
     let sessions = [OPEN_SESSION, CLOSE_SESSION].map(|method| metrics.methods().id(method.name));
     let client = client_address(caller.as_deref()).into();
-    let outlet =
-        AnswerOutlet { sender, shared: shared.clone(), by, metrics, sessions, client, caller, limits, relay };
-    let outlet = Arc::new(outlet);
+    let outlet = Arc::new(AnswerOutlet {
+        sender,
+        shared: shared.clone(),
+        by,
+        metrics,
+        sessions,
+        client,
+        caller,
+        principal,
+        limits,
+        relay,
+    });
     let reading = read_requests::<F, N, S>(node, inbound, outlet.clone(), draining);
     runtime::spawn(async move {
         if let Err(failure) = guarded_async(true, reading).await {
@@ -179,11 +138,18 @@ async fn read_requests<F, N, S>(
     N: ServedNode<Machine = <F::Guest as Guest>::Machine>,
     S: Stream<Item = Result<F::Requests, Status>> + Unpin,
 {
+    let principal = outlet.principal.clone();
+    let mut ended = std::pin::pin!(principal.ended());
     loop {
         let message = tokio::select! {
             biased;
             // An error means that the server is gone, which ends its pipelines too.
             _ = draining.wait_for(|draining| *draining) => return,
+            _ = &mut ended => {
+                // What was begun is answered first.
+                let _ = outlet.shared.broken.set(failure::no_longer_authenticated().into());
+                return;
+            }
             () = outlet.sender.closed() => return,
             message = next_message(&outlet, &mut inbound) => message,
         };
@@ -273,10 +239,16 @@ where
                 return false;
             }
         }
-        if pass_on::<F>(outlet, &request, Weight { permits, expected }, started) {
-            continue;
+        match pass_on::<F>(outlet, &request, Weight { permits, expected }, started) {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err((tag, failure)) => {
+                outlet.refuse(tag, permits, failure);
+                continue;
+            }
         }
         let (tag, ask) = F::open(request, made);
+        let ask = ask.and_then(|ask| permit(&outlet.principal, &ask).map(|()| ask));
         let ask = match ask {
             Ok(ask) => ask,
             Err(failure) => {
@@ -297,15 +269,46 @@ where
     true
 }
 
-/// Has another node answer a change, in a task of its own. False if the request is to be carried out here.
+/// Whether `ask` is granted to `principal`.
+///
+/// # Errors
+/// The failure to answer instead.
+fn permit<G: Guest>(principal: &Principal, ask: &PipelineRequestKind<G>) -> Result<(), Failure> {
+    match ask {
+        PipelineRequestKind::Guest { method, request: Ok(request), .. } => {
+            permitted::request::<G>(principal, *method, request)
+        }
+        // It is refused for what it is, and nothing is done.
+        PipelineRequestKind::Guest { request: Err(_), .. } => Ok(()),
+        PipelineRequestKind::OpenSession(_) | PipelineRequestKind::CloseSession(_) => {
+            permitted::session(principal)
+        }
+    }
+}
+
+/// Has another node answer a change, in a task of its own, in this node's name. False if the request is to be carried out here.
+///
+/// # Errors
+/// The tag and the failure to answer instead, when it is not granted to the caller.
 fn pass_on<F: PipelineFraming>(
     outlet: &Arc<AnswerOutlet<F::Guest>>,
     request: &F::Request,
     Weight { permits, expected }: Weight,
     started: Instant,
-) -> bool {
-    let Some(relay) = outlet.relay.clone() else { return false };
-    let Some(RelayedCall { tag, method, call }) = F::relayed(request) else { return false };
+) -> Result<bool, (u64, Failure)> {
+    let Some(relay) = outlet.relay.clone() else { return Ok(false) };
+    let Some(RelayedCall { tag, method, call }) = F::relayed(request) else { return Ok(false) };
+    if !outlet.principal.is_everyone() {
+        // Of what cannot be read nobody knows what it touches.
+        let (_, ask) = F::open(request.clone(), F::Made::default());
+        match ask {
+            Ok(PipelineRequestKind::Guest { request: Err(rejected), .. }) => {
+                return Err((tag, rejected.into()));
+            }
+            Ok(ask) => permit(&outlet.principal, &ask).map_err(|failure| (tag, failure))?,
+            Err(failure) => return Err((tag, failure)),
+        }
+    }
     let id = match (method, &call.content) {
         (Some(method), _) => MethodId(method),
         (None, Some(Content::OpenSession(_))) => outlet.sessions[0],
@@ -323,7 +326,7 @@ fn pass_on<F: PipelineFraming>(
             }
         }
     });
-    true
+    Ok(true)
 }
 
 /// A read that waits for the others of its message.

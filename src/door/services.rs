@@ -15,7 +15,7 @@ use super::failure;
 use super::guest::{Guest, guarded};
 use super::pipeline::{self, Done, PipelineFraming, PipelineRequestKind, RequestOutcome, Weight};
 use super::relay::{self, RelayedCall};
-use super::{Door, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, ServedNode};
+use super::{Door, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, ServedNode, permitted};
 use crate::call::{self, Options, Rejected};
 use crate::proto::v1::answer::Content as Answered;
 use crate::proto::v1::call::Content;
@@ -96,8 +96,9 @@ where
         request: Request<Streaming<PipelineCalls>>,
     ) -> Result<Response<AnswerStream>, Status> {
         let caller = request.extensions().get().cloned();
+        let principal = permitted::caller(request.extensions());
         let door = Door { is_relayed: relay::is_relayed(request.metadata()), ..self.door.clone() };
-        let outgoing = pipeline::start::<CallsByName<G>, _, _>(door, caller, request.into_inner());
+        let outgoing = pipeline::start::<CallsByName<G>, _, _>(door, caller, principal, request.into_inner());
         Ok(Response::new(Box::pin(outgoing)))
     }
 }

@@ -10,7 +10,8 @@ use super::guest::{Call, Guest, guarded_async};
 use super::methods::{CLOSE_SESSION, MethodId, OPEN_SESSION};
 use super::pipeline::{base_bytes, client_address};
 use super::relay::{self, Relay, unexpected};
-use super::{Door, ServedNode, failure};
+use super::rights::Principal;
+use super::{Door, ServedNode, failure, permitted};
 use crate::call::{Options, Rejected, encode_write};
 use crate::incoming::Caller;
 use crate::proto::v1::answer::Content as Answered;
@@ -28,6 +29,23 @@ const SESSION_ANSWER_BYTES: usize = 256;
 pub(crate) type CountedAnswer<T> = (T, Option<Built>);
 
 impl<N> Door<N> {
+    /// Whether `request` is granted to `principal`.
+    ///
+    /// # Errors
+    /// The failure to answer instead. It is counted.
+    pub(crate) fn permit<G: Guest>(
+        &self,
+        method: MethodId,
+        request: &G::Request,
+        principal: &Principal,
+    ) -> Result<(), Failure> {
+        let permitted = permitted::request::<G>(principal, method.0, request);
+        if permitted.is_err() {
+            self.metrics.observe(method, Instant::now(), &permitted);
+        }
+        permitted
+    }
+
     /// Answers `request`, to be carried out as `options` say: with what heads the answer, and the response.
     ///
     /// # Errors

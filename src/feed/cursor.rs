@@ -57,7 +57,7 @@ impl FeedPage {
 /// Follows what a node applies, from a position on. It costs nothing while nothing happens, and holds up nobody.
 #[derive(Debug)]
 pub struct FeedCursor {
-    feed: Arc<Feed>,
+    pub(super) feed: Arc<Feed>,
     history: HistoryEpoch,
     next: u64,
     changes: watch::Receiver<u64>,

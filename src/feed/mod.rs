@@ -23,8 +23,11 @@
 
 mod cursor;
 mod event_log;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod hold;
 mod piece;
+mod previous;
 mod record;
 mod recorder;
 mod ring;
@@ -40,6 +43,7 @@ use self::event_log::LogPage;
 pub use self::event_log::{EventLog, EventLogLimits};
 pub(crate) use self::hold::FeedHold;
 use self::piece::Piece;
+pub(crate) use self::previous::{KeyBefore, PreviousValues};
 pub use self::record::{FeedContent, FeedRecord};
 pub(crate) use self::recorder::Recorder;
 use self::ring::Ring;

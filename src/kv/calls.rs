@@ -4,8 +4,8 @@
 use bytes::Bytes;
 
 use super::api::{
-    self, Act, CompareTarget, DeleteRangeReply, DeleteReply, EventKind, GetReply, Item, Method, PutReply,
-    Range, RangeReply, Request, Response, Scope, Txn, TxnReply, WatchEvent,
+    self, Act, CompareTarget, DeleteRangeReply, DeleteReply, EventKind, GetReply, Item, Method, PreviousItem,
+    PutReply, Range, RangeReply, Request, Response, Scope, Txn, TxnReply, WatchEvent,
 };
 use super::codec::RequestMessage;
 use super::machine::{
@@ -13,7 +13,8 @@ use super::machine::{
     MAX_TXN_RESULT_BYTES, MAX_VALUE_BYTES, RangeAnswer, RangeQuery, TxnOp, TxnResult,
 };
 use crate::call::{Header, Rejected, whole_ms};
-use crate::door::Call;
+use crate::door::{Call, DataRight, Touch, Touched};
+use crate::feed::KeyBefore;
 use crate::machine::{AppliedEvent, EventOperation};
 use crate::proto::v1::txn_operation::Operation;
 use crate::proto::v1::{TxnOperation, TxnRequest};
@@ -99,6 +100,58 @@ pub(super) fn call(request: Request) -> Result<(Call<KvCommand, KvQuery>, Asked)
         Call::Read(query) => query.check()?,
     }
     Ok((call, Asked { method, keys }))
+}
+
+/// What `request` touches: each collection that it names, with what it does there.
+pub(super) fn touches(request: &RequestMessage, touch: &mut Touch<'_>) {
+    let mut one = |right, tenant: &str, collection: &str| {
+        touch(right, Touched::Collection { tenant: or_default(tenant), collection: or_default(collection) });
+    };
+    match request {
+        RequestMessage::Put(put) => one(DataRight::Write, &put.tenant, &put.collection),
+        RequestMessage::Get(get) => one(DataRight::Read, &get.tenant, &get.collection),
+        RequestMessage::Delete(delete) => one(DataRight::Write, &delete.tenant, &delete.collection),
+        RequestMessage::DeleteRange(delete) => one(DataRight::Write, &delete.tenant, &delete.collection),
+        RequestMessage::Range(range) => one(DataRight::Read, &range.tenant, &range.collection),
+        RequestMessage::Txn(txn) => transaction_touches(txn, &mut one),
+        // They are no calls of this guest.
+        RequestMessage::OpenSession(_) | RequestMessage::CloseSession(_) => {}
+    }
+}
+
+/// Each comparison and each operation of both branches. A transaction travels through the log whatever it does, so one that only reads
+/// takes the right to write, too.
+fn transaction_touches(txn: &TxnRequest, one: &mut impl FnMut(DataRight, &str, &str)) {
+    let within = |own: &'_ str| if own.is_empty() { txn.collection.clone() } else { own.to_owned() };
+    for compare in &txn.compare {
+        one(DataRight::Read, &txn.tenant, &within(&compare.collection));
+    }
+    let mut writes = false;
+    for operation in txn.success.iter().chain(&txn.failure) {
+        let right = match operation.operation {
+            Some(Operation::Get(_) | Operation::Range(_)) => DataRight::Read,
+            Some(Operation::Put(_) | Operation::Delete(_) | Operation::DeleteRange(_)) | None => {
+                DataRight::Write
+            }
+        };
+        writes |= right == DataRight::Write;
+        one(right, &txn.tenant, &within(&operation.collection));
+    }
+    if !writes {
+        one(DataRight::Write, &txn.tenant, &txn.collection);
+    }
+}
+
+fn or_default(name: &str) -> &str {
+    if name.is_empty() { DEFAULT_NAME } else { name }
+}
+
+/// What a range of `scope` touches.
+pub(super) fn range_touches(tenant: &str, collection: &str, touch: &mut Touch<'_>) {
+    touch(
+        DataRight::Read,
+        Touched::Collection { tenant: or_default(tenant), collection: or_default(collection) },
+    );
 }
 
 /// Tenant and collection, with the default where one is empty.
@@ -287,21 +340,35 @@ fn is_past_due(expires_ms: u64) -> bool {
     expires_ms != 0 && expires_ms <= runtime::unix_time_ms()
 }
 
-/// A change at `revision`, as those who watch are told it; `time_at` makes times of day of elapsed time.
-pub(super) fn event(revision: u64, event: AppliedEvent, time_at: impl Fn(u64) -> u64) -> WatchEvent {
-    let AppliedEvent { operation, key, value, created, version, deadline_ms, .. } = event;
-    let gone = |key| Item { key, ..Item::default() };
-    let (kind, item) = match operation {
+/// A change at `revision`, as those who watch are told it, with what the key was `before` where that is asked for; `time_at` makes
+/// times of day of elapsed time.
+pub(super) fn event(
+    revision: u64,
+    event: AppliedEvent,
+    before: Option<KeyBefore>,
+    time_at: impl Fn(u64) -> u64,
+) -> WatchEvent {
+    let previous = before.map(|before| match before {
+        KeyBefore::Absent => PreviousItem::Absent,
+        KeyBefore::Written(written) => PreviousItem::Item(written_item(event.previous, written, &time_at)),
+        KeyBefore::Unknown => PreviousItem::Unknown,
+    });
+    let (kind, item) = match event.operation {
         EventOperation::Insert | EventOperation::Update => {
-            let expires_ms = deadline_ms.map_or(0, time_at);
-            let (create_revision, mod_revision, past_due) = (created, revision, is_past_due(expires_ms));
-            let item = Item { key, value, create_revision, mod_revision, version, expires_ms, past_due };
-            (EventKind::Put, item)
+            (EventKind::Put, written_item(revision, event, time_at))
         }
-        EventOperation::Delete => (EventKind::Delete, gone(key)),
-        EventOperation::Expire => (EventKind::Expire, gone(key)),
+        EventOperation::Delete => (EventKind::Delete, Item { key: event.key, ..Item::default() }),
+        EventOperation::Expire => (EventKind::Expire, Item { key: event.key, ..Item::default() }),
     };
-    WatchEvent { kind, revision, item }
+    WatchEvent { kind, revision, item, previous }
+}
+
+/// The item that `event` has written at `mod_revision`.
+fn written_item(mod_revision: u64, event: AppliedEvent, time_at: impl Fn(u64) -> u64) -> Item {
+    let AppliedEvent { key, value, created: create_revision, version, deadline_ms, .. } = event;
+    let expires_ms = deadline_ms.map_or(0, time_at);
+    let past_due = is_past_due(expires_ms);
+    Item { key, value, create_revision, mod_revision, version, expires_ms, past_due }
 }
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ pub(crate) mod calls;
 pub mod client;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod codec;
+#[cfg(all(any(test, fuzzing), feature = "server"))]
+pub(crate) mod fuzzed;
 pub mod machine;
 #[cfg(feature = "server")]
 pub(crate) mod service;

@@ -23,7 +23,7 @@ use super::subscriptions::Subscribers;
 use crate::door::deadline::AnswerBy;
 use crate::door::methods::CLOSE_SESSION;
 use crate::door::metrics::DoorMetrics;
-use crate::door::{Answerer, Method};
+use crate::door::{Answerer, Method, permitted};
 
 /// The service's name.
 pub(crate) const NAME: &str = "quorate.v1.Admin";
@@ -220,7 +220,17 @@ impl<N: OperatedNode> Admin for AdminService<N> {
         &self,
         request: Request<v1::ConfigureRequest>,
     ) -> Result<Response<v1::ConfigureResponse>, Status> {
-        self.call(CONFIGURE, self.settings.configure(request.into_inner())).await
+        let (_, extensions, request) = request.into_parts();
+        // Who only looks changes nothing.
+        let permitted = match request.settings.is_empty() {
+            true => Ok(()),
+            false => permitted::operation(&permitted::caller(&extensions)),
+        };
+        self.call(CONFIGURE, async {
+            permitted?;
+            self.settings.configure(request).await
+        })
+        .await
     }
 }
 

@@ -1,7 +1,8 @@
 //! What stands before every door of the client port: which requests are let in at all, and what they are counted as.
 //!
-//! The port has no authentication yet, so whatever can make a connection to it can use it. A browser can, for any page
-//! that its user happens to look at. A page may send a request without asking first if it looks like a form: any path and
+//! Each request is identified by its credential ([`rights`](crate::door::rights)), and refused unless the table grants its caller the
+//! call; a path that does not stand there is refused, too. Where a node has no credentials, whatever can make a connection to it can use it.
+//! A browser can, for any page that its user happens to look at. A page may send a request without asking first if it looks like a form: any path and
 //! body, as `text/plain`, over HTTP/1.1. And a page whose host name suddenly means this node's address (DNS rebinding)
 //! may send what it likes. What neither of them can do is what is asked for here:
 //!
@@ -17,6 +18,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -25,9 +27,11 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::ADMIN;
+use super::identified;
 use super::replication;
 use super::settings::Refused;
 use super::subscriptions::SUBSCRIBE_PATH;
+use crate::door::Credentials;
 use crate::door::bodies::{Arriving, Built, Framing, Leaving, SHORTAGE_PATIENCE, content_type, is_grpc};
 use crate::door::failure;
 use crate::door::limits::DoorLimits;
@@ -117,6 +121,8 @@ pub(super) struct Entrance {
     pub(super) names: Names,
     pub(super) limits: Arc<DoorLimits>,
     pub(super) methods: Methods,
+    /// By which callers are identified, if they are.
+    pub(super) credentials: Option<Credentials>,
 }
 
 /// Why a request is not let in.
@@ -167,17 +173,26 @@ pub(super) async fn enter(State(entrance): State<Arc<Entrance>>, request: Reques
     // Sessions fill a page, and are looked up by all who ask before any is answered.
     let answer = || Built::new(caller.clone(), OPERATORS_ANSWER_BYTES);
     let reserved = (path == LIST_SESSIONS && caller.holds(Held::Unsent) < unsent.each).then(answer);
-    let mut response = if let Err(unwanted) = entrance.check(&request) {
+    let admitted = match entrance.check(&request) {
+        Ok(()) => identified::admit(entrance.credentials.as_ref(), &request, &caller),
+        Err(unwanted) => Err(unwanted.answer(is_grpc && request.version() == Version::HTTP_2)),
+    };
+    let mut response = match admitted {
         // Without reading what else comes: it is not wanted.
-        unwanted.answer(is_grpc && request.version() == Version::HTTP_2)
-    } else if !operators && caller.is_reserved() && !caller.promote() {
-        too_many(failure::no_place(caller.places().counts().limit), is_grpc)
-    } else if operators && reserved.is_none() && caller.holds(Held::Unsent) >= unsent.each {
-        too_many(failure::too_much_unsent(unsent), is_grpc)
-    } else {
-        let framing = framing(&entrance.methods, path, is_grpc);
-        let arriving = |body| Body::new(Arriving::new(body, caller.clone(), limits.clone(), framing));
-        next.run(request.map(arriving)).await
+        Err(refused) => refused,
+        Ok(_) if !operators && caller.is_reserved() && !caller.promote() => {
+            too_many(failure::no_place(caller.places().counts().limit), is_grpc)
+        }
+        Ok(_) if operators && reserved.is_none() && caller.holds(Held::Unsent) >= unsent.each => {
+            too_many(failure::too_much_unsent(unsent), is_grpc)
+        }
+        Ok(admitted) => {
+            let framing = framing(&entrance.methods, path, is_grpc);
+            let arriving = |body| Body::new(Arriving::new(body, caller.clone(), limits.clone(), framing));
+            let grace =
+                if entrance.methods.is_pipeline(path) { identified::PIPELINE_GRACE } else { Duration::ZERO };
+            admitted.serve(request.map(arriving), next, grace).await
+        }
     };
     let built = response.extensions_mut().remove::<Built>().or(reserved);
     let built = built.or_else(|| (operators && is_grpc).then(answer));
@@ -326,7 +341,7 @@ mod tests {
             ["https://console.example.com/".to_owned()],
         );
         let names = names.and_host_of("node1.example.com:7801");
-        Entrance { names, limits: Arc::default(), methods: methods() }
+        Entrance { names, limits: Arc::default(), methods: methods(), credentials: None }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use axum::routing::get;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
+use crate::door::rights::table::Page;
 use crate::engine::{NodeState, NotReady};
 use crate::shown::Shown;
 use crate::types::Role;
@@ -41,18 +42,30 @@ pub(super) fn router<N: OperatedNode>(node: &N, pages: Pages<N>, draining: watch
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     };
     let (living, readying) = (node.clone(), node.clone());
-    Router::new()
-        .route("/livez", get(async move || answer(alive(&living.state()))))
-        .route(
-            "/readyz",
-            get(async move |RawQuery(query): RawQuery| {
-                let reads_only = query.as_deref() == Some(FOR_READS);
-                answer(ready(&readying.state(), *draining.borrow(), reads_only))
-            }),
-        )
-        .route("/metrics", get(scrape).with_state(registry))
+    let mut live = Some(get(async move || answer(alive(&living.state()))));
+    let mut ready = Some(get(async move |RawQuery(query): RawQuery| {
+        let reads_only = query.as_deref() == Some(FOR_READS);
+        answer(self::ready(&readying.state(), *draining.borrow(), reads_only))
+    }));
+    let mut metrics = Some(get(scrape).with_state(registry));
+    // What is a page here has a right in the table, and the other way round.
+    let pages = Page::ALL.into_iter().filter_map(|page| {
+        let handler = match page {
+            Page::Livez => live.take(),
+            Page::Readyz => ready.take(),
+            Page::Metrics => metrics.take(),
+            Page::Stats
+            | Page::ReplicationStatus
+            | Page::ReplicationStats
+            | Page::ReplicationReplicas
+            | Page::ReplicationConfigure => None,
+        };
+        Some((page.path(), handler?))
+    });
+    pages
+        .fold(Router::new(), |router, (path, handler)| router.route(path, handler))
         .merge(replication::router(node.clone(), settings, status, followers))
-        .fallback(unknown)
+        .fallback(async |headers: HeaderMap, uri: Uri| unknown(&headers, &uri))
 }
 
 /// Asks `/readyz` about reads only.
@@ -93,7 +106,7 @@ async fn scrape(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Re
 }
 
 /// gRPC callers of an unknown service expect a gRPC status, everyone else a 404.
-async fn unknown(headers: HeaderMap, uri: Uri) -> Response {
+pub(super) fn unknown(headers: &HeaderMap, uri: &Uri) -> Response {
     let content_type = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes());
     if content_type.is_some_and(|value| value.starts_with(b"application/grpc")) {
         return tonic::Status::unimplemented(format!("there is no {}", Shown(uri.path()))).into_http();

@@ -13,7 +13,7 @@
 //!
 //! Beside it there may be a port for followers without gRPC ([`frames`]).
 //!
-//! Before every door stands the [`entrance`]: it refuses what a page in somebody's browser could send, and counts what is
+//! Before every door stands the [`entrance`]: it asks who calls, and whether that is granted ([`identified`]), refuses what a page in somebody's browser could send, and counts what is
 //! on its way through each connection. What all doors have in common is in [`door`](crate::door); a guest brings its
 //! services, its part of the status page and its metrics, and this room names none of them.
 //!
@@ -33,8 +33,11 @@ mod entrance;
 mod exposition;
 pub(crate) mod families;
 mod frames;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod gate;
 mod http;
+mod identified;
 pub(crate) mod metrics;
 pub(crate) mod operated;
 mod port_metrics;
@@ -65,7 +68,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::door::limits::DoorLimits;
 use crate::door::methods::Methods;
-use crate::door::{Door, Guest, ServedNode, deadline, services, told};
+use crate::door::{Credentials, Door, Guest, ServedNode, deadline, services, told};
 use crate::engine::{Engine, StartProgress};
 use crate::error::OpenError;
 use crate::incoming::{self, Arrivals, Beginning, Places};
@@ -156,6 +159,7 @@ pub struct Server<G: Guest, N = Engine<<G as Guest>::Machine>> {
     services: Services<N>,
     frames: Option<FramesPort>,
     security: Option<Arc<PortSecurity>>,
+    credentials: Option<Credentials>,
     guest: PhantomData<fn() -> G>,
 }
 
@@ -209,6 +213,7 @@ impl<G: Guest, N> Server<G, N> {
             services: Services::default(),
             frames: None,
             security: None,
+            credentials: None,
             guest: PhantomData,
         }
     }
@@ -269,6 +274,14 @@ impl<G: Guest, N> Server<G, N> {
     #[must_use]
     pub fn with_limits(mut self, limits: DoorLimits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// Identifies callers of both ports by `credentials`, and refuses each what is not granted to it. Without this everybody may do
+    /// everything.
+    #[must_use]
+    pub fn with_credentials(mut self, credentials: Credentials) -> Self {
+        self.credentials = Some(credentials);
         self
     }
 
@@ -364,21 +377,21 @@ impl<G: Guest, N> Server<G, N> {
         O: Future<Output = N> + Send,
         F: Future<Output = ()> + Send,
     {
-        let Self { arrivals, limits, names, services: own, frames: port, security, .. } = self;
+        let Self { arrivals, limits, names, services: own, frames: port, security, credentials, .. } = self;
         let (limits, methods, health_names) = (Arc::new(limits), own.methods::<G>(), own.health_names());
         let places = places(&limits);
-        let entrance = Arc::new(Entrance { names, limits: limits.clone(), methods: methods.clone() });
+        let entrance = entrance_of(names, &limits, &methods, credentials.as_ref());
         let entrance = || axum::middleware::from_fn_with_state(entrance.clone(), entrance::enter);
         let (drain, draining) = watch::channel(false);
         let (reporter, health) = tonic_health::server::health_reporter();
         nothing_served(&reporter, &health_names).await;
-        let frames = FramesGate::new(progress.clone(), draining.clone());
+        let frames = FramesGate::new(progress.clone(), draining.clone(), credentials.clone());
         let before = Routes::from(gate::before(progress, draining.clone())).add_service(health.clone());
         let known = told::Known::new(methods.clone());
         let completed = || axum::middleware::from_fn_with_state(known.clone(), told::complete);
         let gate = Gate::new(before.into_axum_router().layer(entrance()).layer(completed()));
         let behind = gate.clone();
-        self.collectors.push(PortCollector::of(&places, &limits, security.as_ref()));
+        self.collectors.push(PortCollector::of(&places, &limits, &security, &credentials));
         let later = NodeRoutes::<G, N> {
             collectors: self.collectors,
             log_level: self.log_level,
@@ -406,7 +419,7 @@ impl<G: Guest, N> Server<G, N> {
             std::future::pending::<Infallible>().await
         };
         let (arrivals, no_more) = incoming::telling_the_end(secured(arrivals, &security));
-        let fresh = keep_fresh(security.clone());
+        let fresh = keep_fresh(security.clone(), credentials);
         let followed = port.map(|port| port.secured(security).serve(frames, places.clone()));
         let incoming = incoming::bounded(arrivals, places, Beginning::Request);
         let stop = shutdown.map(|()| _ = drain.send_replace(true));
@@ -434,12 +447,32 @@ fn secured(arrivals: Arrivals, security: &Option<Arc<PortSecurity>>) -> Arrivals
     }
 }
 
-/// Keeps certificates in step with their files.
-async fn keep_fresh(security: Option<Arc<PortSecurity>>) -> Infallible {
-    if let Some(security) = security {
-        security.keep_fresh().await;
-    }
+/// Keeps certificates and credentials as their files are, where there are any.
+async fn keep_fresh(security: Option<Arc<PortSecurity>>, credentials: Option<Credentials>) -> Infallible {
+    let certificates = async {
+        if let Some(security) = security {
+            security.keep_fresh().await;
+        }
+    };
+    let credentials = async {
+        match credentials {
+            Some(credentials) => match credentials.keep().await {},
+            None => {}
+        }
+    };
+    join(certificates, credentials).await;
     std::future::pending().await
+}
+
+/// What stands before every door of a port.
+fn entrance_of(
+    names: Names,
+    limits: &Arc<DoorLimits>,
+    methods: &Methods,
+    credentials: Option<&Credentials>,
+) -> Arc<Entrance> {
+    let (limits, methods, credentials) = (limits.clone(), methods.clone(), credentials.cloned());
+    Arc::new(Entrance { names, limits, methods, credentials })
 }
 
 /// The places of those who connect to a node, whichever port they come to.

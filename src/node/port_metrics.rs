@@ -7,6 +7,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
 
 use super::families::{EncodeResult, Families};
+use crate::door::Credentials;
 use crate::door::limits::DoorLimits;
 use crate::incoming::{Held, Places};
 use crate::trust::port::PortSecurity;
@@ -17,16 +18,19 @@ pub(super) struct PortCollector {
     pub(super) places: Arc<Places>,
     pub(super) limits: Arc<DoorLimits>,
     pub(super) security: Option<Arc<PortSecurity>>,
+    pub(super) credentials: Option<Credentials>,
 }
 
 impl PortCollector {
-    /// Of the port with these places, secured by this.
+    /// Of the port with these places, secured by this, whose callers show these.
     pub(super) fn of(
         places: &Arc<Places>,
         limits: &Arc<DoorLimits>,
-        security: Option<&Arc<PortSecurity>>,
+        security: &Option<Arc<PortSecurity>>,
+        credentials: &Option<Credentials>,
     ) -> Box<Self> {
-        Box::new(Self { places: places.clone(), limits: limits.clone(), security: security.cloned() })
+        let (security, credentials) = (security.clone(), credentials.clone());
+        Box::new(Self { places: places.clone(), limits: limits.clone(), security, credentials })
     }
 }
 
@@ -66,8 +70,27 @@ impl Collector for PortCollector {
                 families.gauge("quorate_server_certificate_expires", help, Some(Unit::Seconds), seconds)?;
             }
         }
+        let limit = counts.limit;
+        let counts = self.credentials.as_ref().map(Credentials::counts).unwrap_or_default();
+        let refused = [("unauthenticated", counts.unidentified), ("permission_denied", counts.denied)];
+        let help = "Requests refused for want of a credential that is valid, and of a right";
+        families.counters("quorate_server_refused_requests", help, None, "reason", refused)?;
+        for (name, help, value) in [
+            (
+                "quorate_server_credentials_reloads",
+                "Times that what the files of credentials hold has changed",
+                counts.reloads,
+            ),
+            (
+                "quorate_server_credentials_failures",
+                "Times that they could not be used, and the credentials stayed as they were",
+                counts.failures,
+            ),
+        ] {
+            families.counter(name, help, value)?;
+        }
         let all = [
-            ("max_connections", counts.limit),
+            ("max_connections", limit),
             ("max_connection_watches", bounds.watches.each),
             ("max_watches", bounds.watches.all),
             ("max_connection_unsent_bytes", bounds.unsent_bytes.each),

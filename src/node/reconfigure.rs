@@ -72,7 +72,7 @@ enum AskedRole {
 
 /// What is asked for, taken apart.
 #[derive(Debug, Default, PartialEq)]
-struct AskedChange {
+pub(super) struct AskedChange {
     role: Option<AskedRole>,
     bind_address: Option<String>,
     sources: Option<Vec<String>>,
@@ -83,7 +83,7 @@ struct AskedChange {
 
 impl AskedChange {
     /// `fixed` are settings that only a restart changes.
-    fn read(body: &[u8], fixed: &[(&'static str, Value)]) -> Result<Self, NotConfigured> {
+    pub(super) fn read(body: &[u8], fixed: &[(&'static str, Value)]) -> Result<Self, NotConfigured> {
         let GivenMembers(members) = serde_json::from_slice(body)
             .map_err(|error| invalid(format!("the body is not a JSON object: {error}"), EXAMPLE))?;
         let mut asked = Self::default();

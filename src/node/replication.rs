@@ -35,6 +35,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::call::decode_leader;
+use crate::door::rights::table::Page;
 use crate::engine::Snapshots;
 use crate::error::Leader;
 use crate::proto::v1::Failure;
@@ -76,12 +77,20 @@ pub(super) fn router<N: OperatedNode>(
     followers: Subscribers,
 ) -> Router {
     let door = RouteState { node, settings, status: parts.into(), followers, started: Instant::now() };
-    Router::new()
-        .route("/replication/status", get(status::<N>))
-        .route("/replication/stats", get(stats::<N>))
-        .route("/replication/replicas", get(replicas::<N>))
-        .route("/replication/configure", get(settings_now::<N>).post(configure::<N>))
-        .route("/stats", get(summary::<N>))
+    let pages = Page::ALL.into_iter().filter_map(|page| {
+        let handler = match page {
+            Page::Stats => get(summary::<N>),
+            Page::ReplicationStatus => get(status::<N>),
+            Page::ReplicationStats => get(stats::<N>),
+            Page::ReplicationReplicas => get(replicas::<N>),
+            Page::ReplicationConfigure => get(settings_now::<N>).post(configure::<N>),
+            // See `http`.
+            Page::Livez | Page::Readyz | Page::Metrics => return None,
+        };
+        Some((page.path(), handler))
+    });
+    pages
+        .fold(Router::new(), |router, (path, handler)| router.route(path, handler))
         .method_not_allowed_fallback(wrong_method::<N>)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(door.clone(), check_length::<N>))

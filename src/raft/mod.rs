@@ -36,6 +36,8 @@ pub(crate) mod core;
 pub(crate) mod durable_positions;
 pub(crate) mod entry_ages;
 pub mod envelope;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod lease;
 pub(crate) mod log;
 pub(crate) mod membership;

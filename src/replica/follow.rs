@@ -455,7 +455,9 @@ fn over(error: ClientError) -> SubscriptionEnd {
                 "{why}. What it follows is not what it has followed before: delete its data directory to follow that from the beginning"
             ))
         }
-        error if matches!(error.reason(), Reason::Invalid) => SubscriptionEnd::Fatal(why),
+        error if matches!(error.reason(), Reason::Invalid | Reason::PermissionDenied) => {
+            SubscriptionEnd::Fatal(why)
+        }
         _ => SubscriptionEnd::Lost(why),
     }
 }

@@ -35,7 +35,7 @@ pub(crate) use self::node::ReplicaNode;
 pub use self::state::{ReplicaState, SyncState};
 use crate::client::{
     Client, ClientConfig, ClientTls, ConfigError, EntryCompression, EntryFilter, FollowFrom, ReadPreference,
-    ReplicaReads, SubscribeOptions,
+    ReplicaReads, SubscribeOptions, Token,
 };
 use crate::error::{OpenError, ReadError, SnapshotError};
 use crate::feed::{EventLogLimits, FeedCursor, FeedReach};
@@ -75,6 +75,9 @@ pub struct ReplicaConfig {
     pub advertise: Option<String>,
     /// TLS towards its sources, and towards the leader that it passes calls on to. Default: none.
     pub tls: Option<ClientTls>,
+    /// What it shows of itself to its sources: where these ask, to follow all takes the right to subscribe to everything, to forward writes
+    /// that to write. Default: nothing.
+    pub token: Option<Token>,
     /// How much of what it was told it keeps for a restart, and for those who follow it.
     pub event_log: EventLogLimits,
 }
@@ -99,6 +102,7 @@ impl ReplicaConfig {
             state_bytes_per_second: 0,
             advertise: None,
             tls: None,
+            token: None,
             event_log: EventLogLimits::default(),
         }
     }
@@ -109,6 +113,7 @@ impl ReplicaConfig {
             // Another replica is no source.
             replica_reads: ReplicaReads::Never,
             tls: self.tls.clone(),
+            token: self.token.clone(),
             ..ClientConfig::default()
         };
         Client::new(&self.sources, config)

@@ -307,6 +307,8 @@ impl<M: StateMachine> OperatedNode for ReplicaNode<M> {
             client: self.client.clone(),
             id: config.id,
             partial: !config.filters.is_empty(),
+            source: state.source.clone(),
+            state: state.sync.name().to_owned(),
             lag_entries: state.lag_entries(),
             lag: state.lag(),
         };

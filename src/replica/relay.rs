@@ -56,16 +56,21 @@ impl LeaderRelay {
     }
 
     fn client(&self) -> Result<Client, Failure> {
-        let (sources, tls) = {
+        let (sources, tls, token) = {
             let config = self.config.borrow();
-            (config.sources.clone(), config.tls.clone())
+            (config.sources.clone(), config.tls.clone(), config.token.clone())
         };
         let mut current = self.client.lock().expect("invariant: no panic under this lock");
         if let Some((_, client)) = current.as_ref().filter(|(known, _)| *known == sources) {
             return Ok(client.clone());
         }
-        let config =
-            ClientConfig { relays: true, max_request_bytes: MOST_CALL_BYTES, tls, ..ClientConfig::default() };
+        let config = ClientConfig {
+            relays: true,
+            max_request_bytes: MOST_CALL_BYTES,
+            tls,
+            token,
+            ..ClientConfig::default()
+        };
         let refused = |error| failure(Reason::NotLeader, format!("{error}"), false, None);
         let client = Client::new(&sources, config).map_err(refused)?;
         *current = Some((sources, client.clone()));

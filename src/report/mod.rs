@@ -233,6 +233,10 @@ pub struct ReplicaReport {
     pub id: String,
     /// Whether it has a part of the state only.
     pub partial: bool,
+    /// The node that tells it what is applied, as `host:port`, as it says itself. Empty where another node tells of it, or it has none.
+    pub source: String,
+    /// How it stands to its source, such as `Synced`. Empty where another node tells of it.
+    pub state: String,
     /// Positions that its source has applied, and it has not.
     pub lag_entries: u64,
     /// How much older its state is; `None` where it is not known.

@@ -112,14 +112,15 @@ impl NodeReport {
 
 impl ReplicaReport {
     fn encode(self) -> v1::ReplicaInfo {
-        let Self { client, id, partial, lag_entries, lag } = self;
+        let Self { client, id, partial, source, state, lag_entries, lag } = self;
         let lag_ms = lag.map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX));
-        v1::ReplicaInfo { client, id, partial, lag_entries, lag_ms }
+        v1::ReplicaInfo { client, id, partial, lag_entries, lag_ms, source, state }
     }
 
     fn decode(info: v1::ReplicaInfo) -> Self {
-        let v1::ReplicaInfo { client, id, partial, lag_entries, lag_ms } = info;
-        Self { client, id, partial, lag_entries, lag: lag_ms.map(Duration::from_millis) }
+        let v1::ReplicaInfo { client, id, partial, lag_entries, lag_ms, source, state } = info;
+        let lag = lag_ms.map(Duration::from_millis);
+        Self { client, id, partial, source, state, lag_entries, lag }
     }
 }
 
@@ -223,6 +224,8 @@ mod tests {
             client: "r:1".to_owned(),
             id: "r".to_owned(),
             partial: true,
+            source: "s:1".to_owned(),
+            state: "Synced".to_owned(),
             lag_entries: 3,
             lag,
         };

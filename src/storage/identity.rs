@@ -78,6 +78,12 @@ pub(super) struct FormatVersion {
     pub(super) format_version: u32,
 }
 
+/// Whom a directory belongs to whose identity is `bytes`.
+#[cfg(any(test, fuzzing))]
+pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Identity, StorageError> {
+    IdentityFile::parse(path, bytes)
+}
+
 impl IdentityFile {
     fn new(identity: &Identity) -> Self {
         let mut file = Self {

@@ -25,6 +25,8 @@ pub mod conformance;
 #[cfg_attr(not(feature = "sled"), allow(dead_code, unused_imports))] // its disk is sled, or one of a test
 mod durable_log;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod identity;
 pub(crate) mod lease;
 mod memory;

@@ -41,7 +41,7 @@ const FAREWELL_PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
-pub enum ClientAuth {
+pub enum ClientCertificates {
     /// They may.
     #[default]
     Optional,
@@ -60,7 +60,7 @@ pub struct PortTls {
     /// A PEM file with the authorities whose certificates are believed of clients. Without it no client can show one.
     pub client_ca: Option<PathBuf>,
     /// Whether clients must show one.
-    pub client_auth: ClientAuth,
+    pub client_auth: ClientCertificates,
 }
 
 impl PortTls {
@@ -86,7 +86,7 @@ impl PortTls {
         )?;
         let expires_s = certified.cert.first().and_then(facts).map(|facts| facts.not_after_s);
         let verifier: Arc<dyn ClientCertVerifier> = match &self.client_ca {
-            None if self.client_auth == ClientAuth::Required => {
+            None if self.client_auth == ClientCertificates::Required => {
                 return Err(TrustError::Settings(
                     "--tls-client-auth required needs --tls-client-ca: name the authorities whose certificates are believed".to_owned(),
                 ));
@@ -97,8 +97,8 @@ impl PortTls {
                 let verifier = WebPkiClientVerifier::builder_with_provider(ca.authorities()?, provider())
                     .clear_root_hint_subjects();
                 let verifier = match self.client_auth {
-                    ClientAuth::Optional => verifier.allow_unauthenticated(),
-                    ClientAuth::Required => verifier,
+                    ClientCertificates::Optional => verifier.allow_unauthenticated(),
+                    ClientCertificates::Required => verifier,
                 };
                 verifier
                     .build()

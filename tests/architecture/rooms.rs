@@ -56,7 +56,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["types", "address", "shown", "error", "runtime", "duration", "feed", "engine", "door", "node",
         "trust"]),
     ("cli", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "signals", "duration",
-        "config", "machine", "storage", "report", "engine", "node", "replica", "kv", "trust"]),
+        "config", "machine", "storage", "report", "engine", "door", "node", "replica", "kv", "trust"]),
     // The program's alone: what embeds the library has its own.
     ("allocator", &[]),
     ("main", &["cli", "config", "error", "allocator"]),

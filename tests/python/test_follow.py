@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import unittest
+import urllib.request
 
 import grpc
 import zstandard
@@ -361,10 +362,10 @@ class FollowExampleTest(unittest.TestCase):
             self.assertEqual(json.loads(told)["reason"].removeprefix("REASON_"), reason)
 
 
-class FramesExampleTest(FollowExampleTest):
-    """The same without gRPC."""
+class FramesTest(FollowExampleTest):
+    """The same without gRPC, by a follower that goes on by itself and takes states."""
 
-    program = "docs/examples/frames.py"
+    program = "tests/python/frames.py"
 
     def port(self):
         return self.node.frames
@@ -395,6 +396,53 @@ class FramesExampleTest(FollowExampleTest):
         self.assertEqual([line["key"] for line in after], ["the last"])
         self.assertEqual(len({line["seq"] for line in state}), 1)
         self.assertGreaterEqual(state[0]["seq"] + 1, first)
+
+
+class FramesExampleTest(unittest.TestCase):
+    """The shortest follower there is, in docs/examples, as users run it."""
+
+    def setUp(self):
+        self.node = Node()
+        self.addCleanup(self.node.remove)
+
+    def start_example(self, *arguments):
+        command = [sys.executable, "docs/examples/frames.py", self.node.frames, *arguments]
+        example = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.addCleanup(example.communicate)
+        self.addCleanup(example.kill)
+        return example
+
+    def acknowledged(self):
+        """The positions that the node's followers have taken, by their names."""
+        with urllib.request.urlopen(f"http://{self.node.client}/replication/replicas", timeout=DEADLINE_S) as page:
+            return {row["id"]: row["offset"] for row in json.load(page)["replicas"]}
+
+    def test_it_prints_what_is_applied_and_acknowledges_it(self):
+        for number in range(100):
+            self.node.txn([put_of(b"%d" % key, b"\xff%d" % number) for key in range(20)])
+        self.node.kv.DeleteRange(kv_pb2.DeleteRangeRequest(limit=7), timeout=DEADLINE_S)
+        last = self.node.put(b"the last", b"its value")
+        entries, history = self.node.entries(), self.node.status().history
+        places = [f"{entry.seq}@{history:016x}" for entry in entries]
+        example = self.start_example()
+        lines = [example.stdout.readline().decode().split(maxsplit=3) for _ in entries]
+        self.assertEqual([line[0] for line in lines], places)
+        names = {1: "insert", 2: "update", 3: "delete"}
+        self.assertEqual([line[2] for line in lines], [names[entry.operation] for entry in entries])
+        self.assertIn("b'the last', b'its value'", lines[-1][3])
+        eventually(lambda: self.acknowledged().get("demo") == last, "all is acknowledged")
+
+        # It goes on behind the line that it is given.
+        middle = next(place for place, entry in zip(places, entries) if place != places[0] and not entry.more)
+        again = self.start_example(middle)
+        rest = places[len(places) - places[::-1].index(middle) :]
+        self.assertEqual([again.stdout.readline().decode().split()[0] for _ in rest], rest)
+
+    def test_it_ends_with_the_reason(self):
+        example = self.start_example("1000000")
+        printed, told = example.communicate(timeout=DEADLINE_S)
+        self.assertEqual((example.returncode, printed), (1, b""))
+        self.assertTrue(told.startswith(b"AHEAD: "), told)
 
 
 if __name__ == "__main__":

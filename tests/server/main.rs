@@ -14,6 +14,7 @@ mod machine_guest;
 mod read_replicas;
 mod replica;
 mod replication;
+mod rights;
 mod seam;
 mod subscribe;
 mod tasks;

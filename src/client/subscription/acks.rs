@@ -24,6 +24,8 @@ struct AckProgress {
     unacked_bytes: u64,
     /// Whether the node waits to hear that somebody is there.
     asked: bool,
+    /// Whether the caller wants to hear how far the node is, and it was not told so yet.
+    wants_progress: bool,
     /// How many bytes are acknowledged at a time.
     step_bytes: u64,
 }
@@ -39,6 +41,7 @@ impl Acks {
             acked: from,
             unacked_bytes: 0,
             asked: false,
+            wants_progress: false,
             step_bytes: (window_bytes / 4).max(1),
         }))
     }
@@ -79,6 +82,20 @@ impl Acks {
         self.progress().asked = true;
     }
 
+    /// The caller wants to hear how far the node is.
+    pub(super) fn want_progress(&self) {
+        let mut progress = self.progress();
+        progress.wants_progress = true;
+        progress.send();
+    }
+
+    /// The stream has taken `message`, to send it.
+    pub(super) fn sent(&self, message: &SubscribeRequest) {
+        if message.progress {
+            self.progress().wants_progress = false;
+        }
+    }
+
     /// Whether something was taken that is not acknowledged.
     pub(super) fn owes(&self) -> bool {
         let progress = self.progress();
@@ -106,7 +123,8 @@ impl AckProgress {
         self.unacked_bytes = 0;
         if let Some(to) = &self.to {
             // 0 acknowledges nothing, and says that the follower lives.
-            let message = SubscribeRequest { ack_seq: self.taken, heartbeat, ..SubscribeRequest::default() };
+            let (ack_seq, progress) = (self.taken, self.wants_progress);
+            let message = SubscribeRequest { ack_seq, heartbeat, progress, ..SubscribeRequest::default() };
             to.send_replace(message);
         }
     }

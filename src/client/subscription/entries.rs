@@ -77,6 +77,10 @@ pub enum FollowedChange {
         deadline_elapsed_ms: u64,
         /// The machine that it happened to, by its number in a composition; 0 for one that is alone.
         machine: u32,
+        /// The value that it had before, if that was [asked](super::SubscribeOptions::previous) for. `None` for none, or if it is not known.
+        previous_value: Option<Bytes>,
+        /// Whether it had one that the node does not keep any more, or that is too long to be told.
+        previous_unknown: bool,
     },
     /// A command of a machine that tells no events was applied.
     Command {
@@ -125,8 +129,9 @@ impl FollowedEntry {
     pub(super) fn size_bytes(&self) -> u64 {
         const FIXED_BYTES: usize = 48;
         let bytes = match &self.change {
-            FollowedChange::Event { tenant, collection, key, value, .. } => {
-                tenant.len() + collection.len() + key.len() + value.len()
+            FollowedChange::Event { tenant, collection, key, value, previous_value, .. } => {
+                let previous_bytes = previous_value.as_ref().map_or(0, Bytes::len);
+                tenant.len() + collection.len() + key.len() + value.len() + previous_bytes
             }
             FollowedChange::Command { command, .. } => command.len(),
             FollowedChange::Nothing => 0,
@@ -169,6 +174,8 @@ impl FollowedEntry {
                 expires_ms,
                 deadline_elapsed_ms: entity.deadline_elapsed_ms,
                 machine: entity.machine,
+                previous_value: entity.previous_value,
+                previous_unknown: entity.previous_unknown,
             })
         };
         let change = match WalOperation::try_from(operation) {

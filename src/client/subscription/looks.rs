@@ -37,7 +37,7 @@ pub struct EntriesPage {
 pub struct ReplicationStatus {
     /// The node.
     pub node_id: NodeId,
-    /// `leader`, `follower`, `candidate` or `learner`.
+    /// `leader`, `follower`, `candidate` or `learner`; `replica` if it is no member.
     pub role: String,
     /// Whether it has a leader and is not behind it for long.
     pub healthy: bool,

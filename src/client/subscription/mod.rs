@@ -14,7 +14,6 @@ use futures::{Stream, StreamExt, stream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_stream::wrappers::WatchStream;
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::contact::Contacts;
@@ -23,6 +22,7 @@ use super::following::{Boxed, Brought, Followed, Following, Waypoint};
 use super::frame::MAX_RESPONSE_MESSAGE_BYTES;
 use super::link::Link;
 use super::metrics::{Metrics, PerStream};
+use super::token::NodeChannel;
 use super::{CLOSE_PATIENCE, Client};
 use crate::proto::replication::replication_service_client::ReplicationServiceClient;
 use crate::proto::replication::{Heartbeat, SubscribeRequest, WalEntryProto};
@@ -91,6 +91,12 @@ impl Subscription {
     /// How far the node is that is followed, as it says when it sends nothing else. It changes only while the subscription is read.
     pub fn progress(&self) -> watch::Receiver<FollowedProgress> {
         self.progress.clone()
+    }
+
+    /// Asks the node to say how far it is, in [`progress`](Self::progress), as soon as it has sent everything that it has applied by then, or
+    /// finds the window full. While the subscription is read, and has no stream, it is said when it has one again.
+    pub fn ask_progress(&self) {
+        self.acks.want_progress();
     }
 
     /// The position after which another subscription has to begin to miss nothing: everything up to there was delivered, and
@@ -169,7 +175,7 @@ impl Client {
     }
 }
 
-fn replication(link: &Link) -> ReplicationServiceClient<Channel> {
+fn replication(link: &Link) -> ReplicationServiceClient<NodeChannel> {
     let client = ReplicationServiceClient::new(link.node.side_channel());
     client.max_decoding_message_size(MAX_RESPONSE_MESSAGE_BYTES)
 }
@@ -286,7 +292,8 @@ impl Followed for Subscribing {
             from_now: self.from_now,
             ..self.opening.clone()
         };
-        let acks = WatchStream::from_changes(self.acks.begin(from_seq));
+        let (acks, told) = (WatchStream::from_changes(self.acks.begin(from_seq)), self.acks.clone());
+        let acks = acks.inspect(move |message| told.sent(message));
         let messages = stream::iter([first]).chain(acks);
         replication(link).subscribe(messages).await.map(tonic::Response::into_inner)
     }

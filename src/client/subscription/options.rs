@@ -81,6 +81,8 @@ pub struct SubscribeOptions {
     /// Whether the follower is told the state as of a newer position where no node has what comes next; see [`SnapshotPart`](super::SnapshotPart). Default no: then
     /// the subscription ends with [`ClientError::Compacted`].
     pub accept_snapshot: bool,
+    /// Whether events also tell the value that their key had before, as far back as the node has it. Default no.
+    pub previous: bool,
     /// Where this follower answers reads itself, as `host:port`, if it does: the node that is followed tells its clients. Default: nowhere.
     pub serves: Option<String>,
     /// Which node is asked first. Default: the client's preference.
@@ -98,6 +100,7 @@ impl Default for SubscribeOptions {
             heartbeat: Duration::from_secs(5),
             id: String::new(),
             accept_snapshot: false,
+            previous: false,
             serves: None,
             preference: None,
         }
@@ -143,6 +146,7 @@ impl SubscribeOptions {
             heartbeat_ms: u32::try_from(self.heartbeat.as_millis()).unwrap_or(u32::MAX),
             id: self.id.clone(),
             accept_snapshot: self.accept_snapshot,
+            previous: self.previous,
             serves: self.serves.clone().unwrap_or_default(),
             ..SubscribeRequest::default()
         })

@@ -20,7 +20,7 @@ const PARTS: [(&str, &str, &str); 5] = [
 ];
 
 /// What the example sets; the rest is commented out and shows its default.
-const SET: [(&str, &str); 9] = [
+const SET: [(&str, &str); 10] = [
     ("node_id", "1"),
     ("cluster", "\"production\""),
     ("data_dir", "\"/var/lib/quorate/node1/data\""),
@@ -29,6 +29,7 @@ const SET: [(&str, &str); 9] = [
     ("peer_listen", "\"0.0.0.0:7901\""),
     ("peer_advertise", "\"node1.example.com:7901\""),
     ("log_format", "\"json\""),
+    ("tokens_file", "\"/etc/quorate/tokens.toml\""),
     ("peers", ""),
 ];
 

@@ -14,6 +14,7 @@ use crate::door::limits::{Bound, DoorLimits};
 use crate::door::methods::MethodId;
 use crate::door::metrics::{DoorMetrics, Share};
 use crate::door::relay::Relay;
+use crate::door::rights::Principal;
 use crate::door::{Answerer, failure};
 use crate::incoming::{Caller, Held};
 use crate::proto::v1::{self, Failure};
@@ -111,6 +112,7 @@ pub(super) struct AnswerOutlet<G: Guest> {
     /// The client's address; empty if that is not known.
     pub(super) client: Arc<str>,
     pub(super) caller: Option<Arc<Caller>>,
+    pub(super) principal: Arc<Principal>,
     pub(super) limits: Arc<DoorLimits>,
     /// What changes are passed on to.
     pub(super) relay: Option<Arc<dyn Relay>>,

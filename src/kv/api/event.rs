@@ -25,6 +25,20 @@ pub struct WatchEvent {
     pub revision: u64,
     /// The key, and what it holds now; only the key when it is gone.
     pub item: Item,
+    /// What the key held before; `None` if the watch did not [ask](WatchOptions::with_previous) for it.
+    pub previous: Option<PreviousItem>,
+}
+
+/// What a key held before a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PreviousItem {
+    /// Nothing: it did not exist.
+    Absent,
+    /// This.
+    Item(Item),
+    /// Something that the node does not keep any more.
+    Unknown,
 }
 
 /// What a watch is to tell, and from where on.
@@ -47,6 +61,8 @@ pub struct WatchOptions {
     pub kinds: Vec<EventKind>,
     /// The first revision of interest. Default: the next one, after every write that was acknowledged before.
     pub from: Option<Bookmark>,
+    /// Whether events also tell what their keys held before, as far back as the node has it. Default no.
+    pub previous: bool,
 }
 
 impl WatchOptions {
@@ -66,6 +82,12 @@ impl WatchOptions {
     #[must_use]
     pub fn kinds(self, kinds: impl IntoIterator<Item = EventKind>) -> Self {
         Self { kinds: kinds.into_iter().collect(), ..self }
+    }
+
+    /// The same, and events also tell what their keys held before: see [`PreviousItem`].
+    #[must_use]
+    pub fn with_previous(self) -> Self {
+        Self { previous: true, ..self }
     }
 
     /// The same from this revision on.

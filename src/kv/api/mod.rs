@@ -8,7 +8,7 @@ mod reply;
 mod request;
 mod txn;
 
-pub use event::{EventKind, WatchEvent, WatchOptions};
+pub use event::{EventKind, PreviousItem, WatchEvent, WatchOptions};
 pub use reply::{
     ConditionalPut, DeleteRangeReply, DeleteReply, GetReply, Item, PutReply, RangeReply, Response,
 };

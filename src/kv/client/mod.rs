@@ -42,7 +42,7 @@ pub use crate::client::{
     FollowedChange, FollowedEntry, FollowedOperation, Header, KnownLeader, Latencies, MemberChange,
     MemberList, MemberReport, MethodMetrics, NodeMetrics, NodeReport, NodeSetting, ReadPreference, Reason,
     ReplicaReads, ReplicaReport, ReplicationStatus, SessionInfo, SessionPage, StreamMetrics,
-    SubscribeOptions, Subscription, TrustError, UnconfirmedAnswer,
+    SubscribeOptions, Subscription, Token, TrustError, UnconfirmedAnswer,
 };
 pub(crate) use crate::client::{SESSION_TTL_MAX, SESSION_TTL_MIN};
 pub use once::Once;

@@ -1,8 +1,8 @@
 //! Responses, and what streams bring.
 
 use super::super::api::{
-    DeleteRangeReply, DeleteReply, EventKind, GetReply, Item, PutReply, RangeReply, Response, TxnReply,
-    WatchEvent,
+    DeleteRangeReply, DeleteReply, EventKind, GetReply, Item, PreviousItem, PutReply, RangeReply, Response,
+    TxnReply, WatchEvent,
 };
 use super::{ResponseMessage, txn};
 use crate::call::Header;
@@ -109,20 +109,34 @@ pub(super) fn decode_item(item: v1::Item) -> Item {
 }
 
 pub(crate) fn encode_event(event: WatchEvent) -> v1::Event {
-    let WatchEvent { kind, revision, item } = event;
+    let WatchEvent { kind, revision, item, previous } = event;
     let kind = match kind {
         EventKind::Put => v1::event::Kind::Put,
         EventKind::Delete => v1::event::Kind::Delete,
         EventKind::Expire => v1::event::Kind::Expire,
     };
-    v1::Event { kind: kind.into(), revision, item: Some(encode_item(item)) }
+    let previous_unknown = previous == Some(PreviousItem::Unknown);
+    let previous = match previous {
+        Some(PreviousItem::Item(item)) => Some(encode_item(item)),
+        Some(PreviousItem::Absent | PreviousItem::Unknown) | None => None,
+    };
+    v1::Event { kind: kind.into(), revision, item: Some(encode_item(item)), previous, previous_unknown }
 }
 
-pub(crate) fn decode_event(event: v1::Event) -> WatchEvent {
+/// The event in `event`, of a watch that asks for what keys held before if `with_previous`.
+pub(crate) fn decode_event(event: v1::Event, with_previous: bool) -> WatchEvent {
     let kind = match event.kind() {
         v1::event::Kind::Put => EventKind::Put,
         v1::event::Kind::Delete => EventKind::Delete,
         v1::event::Kind::Expire => EventKind::Expire,
     };
-    WatchEvent { kind, revision: event.revision, item: decode_item(event.item.unwrap_or_default()) }
+    let v1::Event { revision, item, previous, previous_unknown, .. } = event;
+    let item = decode_item(item.unwrap_or_default());
+    let previous = with_previous.then(|| match previous {
+        Some(previous) => PreviousItem::Item(decode_item(previous)),
+        None if !previous_unknown && kind == EventKind::Put && item.version == 1 => PreviousItem::Absent,
+        // A node of an older version says nothing of it.
+        None => PreviousItem::Unknown,
+    });
+    WatchEvent { kind, revision, item, previous }
 }

@@ -114,9 +114,21 @@ fn every_response_arrives_as_it_was_made() {
         assert_eq!(take_header(&mut message).map(|header| Header::decode(Some(header))), Some(head));
     }
     for kind in [EventKind::Put, EventKind::Delete, EventKind::Expire] {
-        let event = WatchEvent { kind, revision: 4, item: item() };
-        assert_eq!(decode_event(encode_event(event.clone())), event);
+        let event = WatchEvent { kind, revision: 4, item: item(), previous: None };
+        assert_eq!(decode_event(encode_event(event.clone()), false), event);
+        let before = [PreviousItem::Item(Item::default()), PreviousItem::Item(item()), PreviousItem::Unknown];
+        for previous in before {
+            let event = WatchEvent { previous: Some(previous), ..event.clone() };
+            assert_eq!(decode_event(encode_event(event.clone()), true), event);
+        }
+        // A node that knows nothing of it tells of no previous item, which is not that there was none.
+        let previous = decode_event(encode_event(event), true).previous;
+        assert_eq!(previous, Some(PreviousItem::Unknown));
     }
+    let first = Item { version: 1, ..item() };
+    let previous = Some(PreviousItem::Absent);
+    let created = WatchEvent { kind: EventKind::Put, revision: 4, item: first, previous };
+    assert_eq!(decode_event(encode_event(created.clone()), true), created);
 }
 
 #[test]

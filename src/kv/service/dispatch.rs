@@ -175,6 +175,8 @@ pub(super) struct Dispatcher {
     is_over: AtomicBool,
     /// There may be no watch any more.
     emptied: Notify,
+    /// More has been compared.
+    advanced: Notify,
 }
 
 impl Dispatch {
@@ -220,6 +222,7 @@ impl Dispatcher {
             position: AtomicU64::new(next),
             is_over: AtomicBool::new(false),
             emptied: Notify::new(),
+            advanced: Notify::new(),
         })
     }
 
@@ -305,6 +308,7 @@ impl Dispatcher {
         }
         self.position.fetch_max(page.next, Ordering::AcqRel);
         drop(watched);
+        self.advanced.notify_waiters();
         wake(woken)
     }
 
@@ -315,6 +319,7 @@ impl Dispatcher {
         let woken = watched.mark_all(self.position.load(Ordering::Acquire));
         self.position.fetch_max(next, Ordering::AcqRel);
         drop(watched);
+        self.advanced.notify_waiters();
         wake(woken);
     }
 
@@ -331,6 +336,7 @@ impl Dispatcher {
         self.is_over.store(true, Ordering::Release);
         let woken = watched.mark_all(0);
         drop(watched);
+        self.advanced.notify_waiters();
         wake(woken);
     }
 }
@@ -401,6 +407,18 @@ impl RegisteredWatch {
     /// Waits until it may be marked.
     pub(super) async fn marked(&self) {
         self.mark.wake.notified().await;
+    }
+
+    /// Waits until everything below `position` has been compared, or nothing is any more.
+    pub(super) async fn compared(&self, position: u64) {
+        loop {
+            // Before it looks: whatever comes then wakes it.
+            let advanced = self.dispatcher.advanced.notified();
+            if self.position() >= position || self.is_over() {
+                return;
+            }
+            advanced.await;
+        }
     }
 
     /// Whether it is marked no more.

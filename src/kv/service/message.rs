@@ -1,7 +1,7 @@
 //! What of the feed goes into one message of a watch.
 
 use super::wishes::WatchWishes;
-use crate::feed::{FeedContent, FeedPage};
+use crate::feed::{FeedContent, FeedPage, KeyBefore, PreviousValues};
 use crate::kv::{calls, codec};
 use crate::machine::AppliedEvent;
 use crate::proto::v1;
@@ -42,11 +42,12 @@ pub(super) struct WatchMessage {
 }
 
 impl WatchMessage {
-    /// As much of `page`, which begins at what comes next, as a message takes. `told` moves on; `time_at` makes times of day of
-    /// elapsed time.
-    pub(super) fn of(
+    /// As much of `page`, which begins at what comes next, as a message takes, with what keys were before where that is `looked_up`.
+    /// `told` moves on; `time_at` makes times of day of elapsed time.
+    pub(super) async fn of(
         wishes: &WatchWishes,
         page: FeedPage,
+        mut looked_up: Option<PreviousValues>,
         told: &mut ToldUpTo,
         time_at: impl Fn(u64) -> u64,
     ) -> Self {
@@ -61,11 +62,17 @@ impl WatchMessage {
                 return message;
             }
             let earlier = if revision == told.next { told.events } else { 0 };
-            for event in events.into_iter().filter(|event| wishes.want(event)).skip(earlier) {
-                bytes += event_bytes(&event);
-                message.events.push(codec::encode_event(calls::event(revision, event, &time_at)));
+            let wanted = events.into_iter().enumerate().filter(|(_, event)| wishes.want(event));
+            for (place, event) in wanted.skip(earlier) {
+                let key_before = match &mut looked_up {
+                    Some(looked_up) => Some(looked_up.before(&event, revision, place).await),
+                    None => None,
+                };
+                bytes += event_bytes(&event) + key_before.as_ref().map_or(0, before_bytes);
+                message.events.push(codec::encode_event(calls::event(revision, event, key_before, &time_at)));
                 let count = message.events.len();
-                let is_too_much = count > MESSAGE_EVENTS || bytes > MESSAGE_BYTES;
+                let is_spent = looked_up.as_ref().is_some_and(PreviousValues::is_spent);
+                let is_too_much = count > MESSAGE_EVENTS || bytes > MESSAGE_BYTES || is_spent;
                 if is_too_much && before > 0 {
                     message.events.truncate(before);
                     *told = ToldUpTo { next: revision, events: 0 };
@@ -91,8 +98,17 @@ fn event_bytes(event: &AppliedEvent) -> usize {
     event.key.len() + event.value.len() + EVENT_BYTES
 }
 
+fn before_bytes(before: &KeyBefore) -> usize {
+    match before {
+        KeyBefore::Written(event) => event_bytes(event),
+        KeyBefore::Absent | KeyBefore::Unknown => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+
     use super::*;
     use crate::feed::FeedRecord;
     use crate::machine::EventOperation;
@@ -128,7 +144,8 @@ mod tests {
         let mut told = ToldUpTo { next: 1, events: 0 };
         let (mut messages, mut keys) = (Vec::new(), Vec::new());
         while told.next <= counts.len() as u64 {
-            let message = WatchMessage::of(&wishes, page(counts, told.next), &mut told, |ms| ms + 7);
+            let message = WatchMessage::of(&wishes, page(counts, told.next), None, &mut told, |ms| ms + 7);
+            let message = message.now_or_never().expect("nothing is looked up");
             messages.push((message.events.len(), told.next, told.events));
             assert_eq!(message.last.map(|last| last.index), message.events.last().map(|last| last.revision));
             for event in message.events {

@@ -5,6 +5,7 @@ mod failure;
 mod message;
 mod moments;
 mod pipeline;
+mod progress;
 mod range_tree;
 mod ranges;
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod wishes;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::Stream;
@@ -23,7 +25,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prost::Message;
 use serde::Serialize;
 use tonic::server::NamedService;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use super::api::Method as KvMethod;
 use super::calls::{self, Asked};
@@ -36,7 +38,9 @@ use crate::door::methods::MethodId;
 use crate::door::metrics::StreamCall;
 use crate::door::services::counted;
 use crate::door::streams::{Responses, WatchPlace};
-use crate::door::{CallOf, Door, Guest, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, Method, ServedNode};
+use crate::door::{
+    CallOf, Door, Guest, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, Method, ServedNode, Touch, permitted,
+};
 use crate::engine::Engine;
 use crate::error::OpenError;
 use crate::incoming::Caller;
@@ -49,6 +53,7 @@ use crate::types::LogId;
 use dispatch::Dispatch;
 use moments::{MAX_LONG_RANGES, Moments};
 use pipeline::KvFraming;
+use progress::AskedWatches;
 
 /// A range or a transaction counts as this many requests: its answer may be thousands of times larger than others.
 const RANGE_PERMITS: u32 = 64;
@@ -61,6 +66,7 @@ pub enum Kv {}
 /// Where what is no request of a pipeline stands among the methods.
 const RANGE_STREAM: usize = KvMethod::ALL.len();
 const WATCH: usize = RANGE_STREAM + 1;
+const WATCH_PROGRESS: usize = WATCH + 1;
 
 impl Guest for Kv {
     type Machine = KvMachine;
@@ -68,7 +74,7 @@ impl Guest for Kv {
     type Response = ResponseMessage;
     type Asked = Asked;
 
-    /// In the order of [`KvMethod::ALL`], then those that streams answer.
+    /// In the order of [`KvMethod::ALL`], then those that streams answer, and what is asked of those.
     const METHODS: &'static [Method] = &[
         Method::write(KvMethod::Put.name()),
         Method::read(KvMethod::Get.name()),
@@ -78,6 +84,7 @@ impl Guest for Kv {
         Method::write(KvMethod::Txn.name()).counted_as(RANGE_PERMITS).weighed(),
         Method::read("range_stream"),
         Method::read("watch"),
+        Method::read("watch_progress"),
     ];
 
     fn parse(method: usize, payload: Bytes) -> Result<RequestMessage, Rejected> {
@@ -85,6 +92,10 @@ impl Guest for Kv {
             Some(method) => codec::parse(*method, payload),
             None => Err(Rejected::invalid("it is answered by a stream, which only the service Kv has")),
         }
+    }
+
+    fn touches(_: usize, request: &RequestMessage, touch: &mut Touch<'_>) {
+        calls::touches(request, touch);
     }
 
     fn encode(response: ResponseMessage) -> Bytes {
@@ -161,9 +172,15 @@ pub(crate) fn with_services<N: KvNode>(server: Server<Kv, N>) -> Server<Kv, N> {
         names: vec![NAME],
         pipelines: vec![format!("/{NAME}/Pipeline")],
         add: Box::new(move |door, routes| {
-            let service = KvServer::new(KvService { door, dispatch: Dispatch::default(), moments, open })
-                .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                .max_encoding_message_size(MAX_ANSWER_BYTES);
+            let service = KvServer::new(KvService {
+                door,
+                dispatch: Dispatch::default(),
+                asked: AskedWatches::default(),
+                moments,
+                open,
+            })
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_ANSWER_BYTES);
             routes.add_service(service)
         }),
     };
@@ -218,6 +235,7 @@ type Pipelined = Pin<Box<dyn Stream<Item = Result<v1::PipelineResponse, Status>>
 struct KvService<N> {
     door: Door<N>,
     dispatch: Dispatch,
+    asked: AskedWatches,
     /// What long ranges are read from.
     moments: Arc<Moments>,
     open: Streams,
@@ -231,10 +249,12 @@ impl<N: KvNode> KvService<N> {
         ask: fn(T) -> RequestMessage,
         take: fn(ResponseMessage) -> Option<R>,
     ) -> Result<Response<R>, Status> {
-        let caller = request.extensions().get::<Arc<Caller>>().cloned();
-        let within = request.extensions().get::<AnswerBy>().map(AnswerBy::left);
-        let mut message = ask(request.into_inner());
+        let (_, extensions, request) = request.into_parts();
+        let caller = extensions.get::<Arc<Caller>>().cloned();
+        let within = extensions.get::<AnswerBy>().map(AnswerBy::left);
+        let mut message = ask(request);
         let method = MethodId(pipeline::method(&message).unwrap_or_default());
+        self.door.permit::<Kv>(method, &message, &permitted::caller(&extensions))?;
         let options = codec::take_options(&mut message);
         let relay = self.door.relay().filter(|_| Kv::METHODS[method.0].changes);
         let ((header, mut answer), built) = match relay {
@@ -251,6 +271,18 @@ impl<N: KvNode> KvService<N> {
         // The machine answers a put as a put; if it ever did not, the caller would learn of it and nobody else.
         let answer = take(answer).ok_or_else(|| Failure::from(Rejected::unexpected(true)))?;
         Ok(counted(answer, built))
+    }
+
+    /// Whether the caller may read the range that it asks for.
+    fn permit_range(&self, request: &Request<v1::RangeRequest>) -> Result<(), Failure> {
+        let v1::RangeRequest { tenant, collection, .. } = request.get_ref();
+        permit_reading(request.extensions(), tenant, collection)
+    }
+
+    /// The same of what it watches: all its ranges are of one collection.
+    fn permit_watch(&self, request: &Request<v1::WatchRequest>) -> Result<(), Failure> {
+        let v1::WatchRequest { tenant, collection, .. } = request.get_ref();
+        permit_reading(request.extensions(), tenant, collection)
     }
 
     fn stream_call(&self, method: usize, open: &Gauge) -> StreamCall {
@@ -323,7 +355,8 @@ impl<N: KvNode> KvCalls for KvService<N> {
     ) -> Result<Response<Responses<v1::RangeResponse>>, Status> {
         let call = self.stream_call(RANGE_STREAM, &self.open.long_ranges);
         let Door { node, by, .. } = self.door.clone();
-        let own = caller_of(&request).and_then(ranges::RangePlace::take);
+        let own =
+            self.permit_range(&request).and_then(|()| caller_of(&request).and_then(ranges::RangePlace::take));
         let range = ranges::range(node, by, self.moments.clone(), own, request.into_inner(), call);
         Ok(Response::new(range.await?))
     }
@@ -334,10 +367,22 @@ impl<N: KvNode> KvCalls for KvService<N> {
     ) -> Result<Response<Responses<v1::WatchResponse>>, Status> {
         let call = self.stream_call(WATCH, &self.open.watches);
         let Door { node, by, limits, draining, .. } = self.door.clone();
-        let place = caller_of(&request).and_then(|caller| WatchPlace::take(caller, limits.watches));
-        let dispatch = self.dispatch.clone();
-        let watch = watches::watch(node, by, draining, dispatch, request.into_inner(), place, call);
+        let place = self
+            .permit_watch(&request)
+            .and_then(|()| caller_of(&request).and_then(|caller| WatchPlace::take(caller, limits.watches)));
+        let dispatching = (self.dispatch.clone(), self.asked.clone());
+        let watch = watches::watch(node, by, draining, dispatching, request.into_inner(), place, call);
         Ok(Response::new(watch.await?))
+    }
+
+    async fn watch_progress(
+        &self,
+        request: Request<v1::WatchProgressRequest>,
+    ) -> Result<Response<v1::WatchProgressResponse>, Status> {
+        let (started, Door { node, by, metrics, .. }) = (Instant::now(), &self.door);
+        let outcome = progress::ask(node, by, &self.asked, request.into_inner()).await;
+        metrics.observe(MethodId(WATCH_PROGRESS), started, &outcome);
+        Ok(Response::new(outcome?))
     }
 
     async fn pipeline(
@@ -345,10 +390,21 @@ impl<N: KvNode> KvCalls for KvService<N> {
         request: Request<Streaming<v1::PipelineRequest>>,
     ) -> Result<Response<Pipelined>, Status> {
         let caller = request.extensions().get().cloned();
-        let outgoing =
-            crate::door::pipeline::start::<KvFraming, _, _>(self.door.clone(), caller, request.into_inner());
+        let principal = permitted::caller(request.extensions());
+        let (door, requests) = (self.door.clone(), request.into_inner());
+        let outgoing = crate::door::pipeline::start::<KvFraming, _, _>(door, caller, principal, requests);
         Ok(Response::new(Box::pin(outgoing)))
     }
+}
+
+/// Whether a caller may read a collection for as long as it likes.
+fn permit_reading(extensions: &Extensions, tenant: &str, collection: &str) -> Result<(), Failure> {
+    let principal = permitted::caller(extensions);
+    let mut permitted = Ok(());
+    calls::range_touches(tenant, collection, &mut |right, touched| {
+        permitted = permitted::part(&principal, right, touched);
+    });
+    permitted
 }
 
 fn caller_of<T>(request: &Request<T>) -> Result<&Arc<Caller>, Failure> {

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::dispatch::{Dispatch, RegisteredWatch};
 use super::message::{ToldUpTo, WatchMessage};
+use super::progress::{AskedWatches, WatchAsked};
 use super::wishes::WatchWishes;
 use super::{KvNode, failure};
 use crate::door::Answerer;
@@ -41,7 +42,7 @@ pub(super) async fn watch<N: KvNode>(
     node: N,
     by: Answerer,
     draining: watch::Receiver<bool>,
-    dispatch: Dispatch,
+    (dispatch, askable): (Dispatch, AskedWatches),
     request: v1::WatchRequest,
     place: Result<WatchPlace, Failure>,
     call: StreamCall,
@@ -49,15 +50,15 @@ pub(super) async fn watch<N: KvNode>(
     let prepare = async {
         let place = place?;
         let from = Bookmark { index: request.from_revision, history: HistoryEpoch(request.history) };
-        let wishes = WatchWishes::of(request)?;
+        let (watch_id, wishes) = (request.watch_id, WatchWishes::of(request)?);
         let cursor = cursor(&node, from).await?;
         let history = cursor.history();
         let registered = dispatch.register(&node, history, wishes);
         let registered =
             registered.map_err(|error| failure::of_feed(error, cursor.next_position(), history))?;
-        Ok((cursor, registered, place))
+        Ok((cursor, registered, askable.register(watch_id), place))
     };
-    let ((cursor, registered, place), open) = call.open(prepare.await)?;
+    let ((cursor, registered, asked, place), open) = call.open(prepare.await)?;
     let (state, told) = (node.watch(), ToldUpTo { next: cursor.next_position(), events: 0 });
     // What has been applied by now is in the first message, and need not have been compared.
     let until = match cursor.applied_next() {
@@ -71,6 +72,7 @@ pub(super) async fn watch<N: KvNode>(
         state,
         cursor,
         registered,
+        asked,
         told,
         until,
         last_message: None,
@@ -125,6 +127,7 @@ struct ServedWatch<N> {
     state: watch::Receiver<NodeState>,
     cursor: FeedCursor,
     registered: RegisteredWatch,
+    asked: WatchAsked,
     /// What its client has been sent.
     told: ToldUpTo,
     /// Everything below this position it has to look at. What comes then concerns it only if it is marked.
@@ -150,7 +153,8 @@ impl<N: KvNode> ServedWatch<N> {
                 }
             }
             let interval = self.registered.progress_interval();
-            let is_due = self.last_message.is_none_or(|at| at.elapsed() >= interval);
+            let is_due = self.last_message.is_none_or(|at| at.elapsed() >= interval)
+                || self.asked.below().is_some_and(|below| below <= self.told.next);
             if !message.events.is_empty() || is_due {
                 self.last_message = Some(Instant::now());
                 return Ok(self.response(message));
@@ -186,9 +190,10 @@ impl<N: KvNode> ServedWatch<N> {
         self.cursor.move_to(self.told.next);
         match self.cursor.page(PAGE_BYTES).await {
             Ok(page) => {
-                let node = &self.node;
+                let (node, wishes) = (&self.node, self.registered.wishes());
                 let time_at = |elapsed_ms| node.log_time_at(elapsed_ms);
-                Ok(WatchMessage::of(self.registered.wishes(), page, &mut self.told, time_at))
+                let looked_up = wishes.previous.then(|| self.cursor.previous_values());
+                Ok(WatchMessage::of(wishes, page, looked_up, &mut self.told, time_at).await)
             }
             Err(FeedError::Stopped) => Err(self.stopped()),
             Err(error) => Err(failure::of_feed(error, self.told.next, self.cursor.history())),
@@ -198,6 +203,7 @@ impl<N: KvNode> ServedWatch<N> {
     fn response(&self, message: WatchMessage) -> v1::WatchResponse {
         // What was told may be ahead of what the state of the node shows.
         let applied = self.state.borrow().applied.max(message.last);
+        self.asked.told(self.told.next);
         v1::WatchResponse {
             header: Some(self.by.header(applied)),
             more: self.told.events > 0,
@@ -227,6 +233,7 @@ impl<N: KvNode> ServedWatch<N> {
     /// Waits until there may be something to tell.
     async fn wait(&mut self, interval: Duration) -> Result<(), Failure> {
         let due = self.last_message.unwrap_or_else(Instant::now) + interval;
+        let below = self.asked.below();
         tokio::select! {
             biased;
             // An error means that the server is gone.
@@ -234,6 +241,8 @@ impl<N: KvNode> ServedWatch<N> {
                 Err(stopped("the node is shutting down".to_owned()))
             }
             () = self.registered.marked() => Ok(()),
+            () = self.asked.changed() => Ok(()),
+            () = self.registered.compared(below.unwrap_or_default()), if below.is_some() => Ok(()),
             () = sleep_until(due) => Ok(()),
         }
     }

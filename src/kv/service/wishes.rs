@@ -55,6 +55,8 @@ pub(super) struct WatchWishes {
     /// From the first key, inclusive, to the second, exclusive; an empty second is the end of the collection.
     pub(super) ranges: Vec<(Bytes, Bytes)>,
     pub(super) kinds: EventKinds,
+    /// Whether events are told with what their keys were before.
+    pub(super) previous: bool,
 }
 
 impl WatchWishes {
@@ -63,7 +65,7 @@ impl WatchWishes {
     /// # Errors
     /// When a name or a key is none, or there are too many ranges.
     pub(super) fn of(request: v1::WatchRequest) -> Result<Self, Rejected> {
-        let v1::WatchRequest { tenant, collection, start, end, ranges, kinds, .. } = request;
+        let v1::WatchRequest { tenant, collection, start, end, ranges, kinds, previous, .. } = request;
         let kinds = EventKinds::of(&kinds)?;
         let (tenant, collection) = calls::names(Scope { tenant, collection });
         let ranges: Vec<_> = match &ranges[..] {
@@ -85,7 +87,7 @@ impl WatchWishes {
         // What is kept for long keeps no message alive that it came in.
         let own = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
         let ranges = ranges.iter().map(|(start, end)| (own(start), own(end))).collect();
-        Ok(Self { tenant: tenant.into(), collection: collection.into(), ranges, kinds })
+        Ok(Self { tenant: tenant.into(), collection: collection.into(), ranges, kinds, previous })
     }
 
     /// Whether `event` is to be told.

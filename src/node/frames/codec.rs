@@ -4,6 +4,8 @@
 //! configuration makes of `(u32, u32, message)`, which is easy to write by hand: integers of fixed width, little-endian; a bool is a byte; a
 //! variant is its number (u32); text and lists have their length before them (u64).
 
+use std::fmt;
+
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize, Serializer};
@@ -39,6 +41,30 @@ pub(super) enum FollowerFrame {
     Ack { seq: u64 },
     /// Nothing, but that it is alive.
     Alive,
+    /// Who the follower is, before the first.
+    Authenticate(AuthenticateFrame),
+}
+
+/// A credential. Nobody is shown it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct AuthenticateFrame {
+    pub(super) magic: [u8; 8],
+    pub(super) version: u32,
+    pub(super) token: String,
+}
+
+impl fmt::Debug for AuthenticateFrame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthenticateFrame").finish_non_exhaustive()
+    }
+}
+
+/// What a follower may begin with.
+#[derive(Debug)]
+pub(super) enum FirstFrame {
+    /// By this token, and what to follow comes next.
+    Authenticate(AuthenticateFrame),
+    Subscribe(Box<SubscribeRequest>),
 }
 
 /// What a follower asks for. The fields are those of `SubscribeRequest` in `proto/replication.proto`.
@@ -301,9 +327,13 @@ fn other_protocol(begin: [u8; 4]) -> Option<&'static str> {
 ///
 /// # Errors
 /// What to tell it, when that is nothing that this build can read.
-pub(super) fn read_first(head: Head, message: &[u8]) -> Result<SubscribeRequest, Failure> {
+pub(super) fn read_first(head: Head, message: &[u8]) -> Result<FirstFrame, Failure> {
+    /// The numbers of the two.
+    const SUBSCRIBE: [u8; 4] = 0_u32.to_le_bytes();
+    const AUTHENTICATE: [u8; 4] = 3_u32.to_le_bytes();
     head.check(message)?;
-    let is_subscribe = message.starts_with(&[0; 4]) && message[4..].starts_with(&MAGIC);
+    let is_first = message.starts_with(&SUBSCRIBE) || message.starts_with(&AUTHENTICATE);
+    let is_subscribe = is_first && message[4..].starts_with(&MAGIC);
     let version = message.get(4 + MAGIC.len()..).and_then(|rest| rest.first_chunk());
     match version.filter(|_| is_subscribe).map(|version| u32::from_le_bytes(*version)) {
         None => Err(invalid(
@@ -313,7 +343,8 @@ pub(super) fn read_first(head: Head, message: &[u8]) -> Result<SubscribeRequest,
             Err(invalid(&format!("the follower speaks version {version} of frames, and this node {VERSION}")))
         }
         Some(_) => match decode(message)? {
-            FollowerFrame::Subscribe(subscribe) => Ok(subscribe.into()),
+            FollowerFrame::Subscribe(subscribe) => Ok(FirstFrame::Subscribe(Box::new(subscribe.into()))),
+            FollowerFrame::Authenticate(credential) => Ok(FirstFrame::Authenticate(credential)),
             FollowerFrame::Ack { .. } | FollowerFrame::Alive => {
                 Err(invalid("the first frame says what to follow"))
             }
@@ -329,6 +360,9 @@ pub(super) fn read_later(head: Head, message: &[u8]) -> Result<SubscribeRequest,
     head.check(message)?;
     match decode(message)? {
         FollowerFrame::Subscribe(_) => Err(invalid("the follower says once what to follow")),
+        FollowerFrame::Authenticate(_) => {
+            Err(invalid("the follower says once who it is, before it says what to follow"))
+        }
         FollowerFrame::Ack { seq } => Ok(SubscribeRequest { ack_seq: seq, ..Default::default() }),
         FollowerFrame::Alive => Ok(SubscribeRequest { heartbeat: true, ..Default::default() }),
     }

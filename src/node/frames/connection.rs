@@ -15,11 +15,15 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::codec::{self, HEAD_BYTES, Head, MAX_FIRST_BYTES, MAX_LATER_BYTES};
+use super::codec::{self, FirstFrame, HEAD_BYTES, Head, MAX_FIRST_BYTES, MAX_LATER_BYTES};
 use super::encoding::FrameEncoding;
+use crate::door::Credentials;
 use crate::door::bodies::hold_unfinished;
-use crate::door::failure;
+use crate::door::failure::{self, invalid};
 use crate::door::limits::DoorLimits;
+use crate::door::rights::audit::AuditedCall;
+use crate::door::rights::table::CallRight;
+use crate::door::rights::{MAX_TOKEN_BYTES, PresentedCredential, Principal};
 use crate::door::streams::{Responses, WatchPlace, stream};
 use crate::incoming::{Accepted, Caller, Held};
 use crate::node::operated::OperatedNode;
@@ -33,7 +37,9 @@ const MAX_UNHEARD: usize = 64;
 const WRITE_BYTES: usize = 64 * 1024;
 const READ_BYTES: usize = 8 * 1024;
 /// What a connection says before it is known to be a follower's.
-pub(super) const BEGINNING_BYTES: usize = HEAD_BYTES + MAX_FIRST_BYTES + READ_BYTES;
+pub(super) const BEGINNING_BYTES: usize = 2 * HEAD_BYTES + AUTHENTICATE_BYTES + MAX_FIRST_BYTES + READ_BYTES;
+/// Bytes of a frame with the longest token.
+const AUTHENTICATE_BYTES: usize = MAX_TOKEN_BYTES + 64;
 /// How long what is left to say may take, the last frame included; and again how long the follower may take to go.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 /// So much of what a follower says is read after its end.
@@ -43,13 +49,14 @@ const DISCARDED_BYTES: u64 = 1024 * 1024;
 pub(super) async fn serve<N: OperatedNode>(
     accepted: Accepted,
     service: Result<SubscriptionService<N>, Failure>,
+    credentials: Option<Credentials>,
 ) {
     let caller = accepted.caller().clone();
     let (from, to) = split(accepted);
     let mut follower = FrameReader { from: BufReader::with_capacity(READ_BYTES, from), caller };
     let mut to = BufWriter::with_capacity(WRITE_BYTES, to);
     let ended = match service {
-        Ok(service) => follow(service, &mut follower, &mut to).await,
+        Ok(service) => follow(service, credentials, &mut follower, &mut to).await,
         Err(failure) => Some(failure),
     };
     if let Some(failure) = ended {
@@ -61,6 +68,7 @@ pub(super) async fn serve<N: OperatedNode>(
 /// Tells a follower what it asks for. Why nothing more is told; nothing if the follower has gone.
 async fn follow<N: OperatedNode>(
     service: SubscriptionService<N>,
+    credentials: Option<Credentials>,
     follower: &mut FrameReader,
     to: &mut FrameWriter,
 ) -> Option<Failure> {
@@ -71,8 +79,11 @@ async fn follow<N: OperatedNode>(
         () = drained(&mut draining) => Err(subscriptions::draining()),
         first = follower.first(&limits) => first.transpose()?,
     };
-    let begun = first.and_then(|first| Ok((first, admit(&service, &follower.caller)?)));
-    let ((first, place), open) = match call.open(begun) {
+    let begun = first.and_then(|(token, first)| {
+        let principal = identify(credentials.as_ref(), &follower.caller, token.as_deref())?;
+        Ok((first, Arc::new(principal), admit(&service, &follower.caller)?))
+    });
+    let ((first, principal, place), open) = match call.open(begun) {
         Ok(begun) => begun,
         Err(failure) => return Some(failure),
     };
@@ -85,6 +96,7 @@ async fn follow<N: OperatedNode>(
         outlet: outlet.clone(),
         encoding: FrameEncoding::default(),
         caller: follower.caller.clone(),
+        principal: principal.clone(),
         limits,
         draining,
     };
@@ -97,6 +109,7 @@ async fn follow<N: OperatedNode>(
     let mut writing = pin!(write(chunks, to));
     let outcome = tokio::select! {
         outcome = serving => outcome,
+        _ = principal.ended() => Err(failure::no_longer_authenticated()),
         () = follower.rest(said) => Ok(()),
         _ = &mut writing => Ok(()),
     };
@@ -104,6 +117,21 @@ async fn follow<N: OperatedNode>(
     let failure = outcome.err()?;
     let all_written = timeout(END_PATIENCE, writing).await;
     all_written.is_ok_and(|written| written.is_ok()).then_some(failure)
+}
+
+/// Who a follower is that has shown `token`, or a certificate.
+///
+/// # Errors
+/// When it is nobody to whom anything may be told.
+fn identify(
+    credentials: Option<&Credentials>,
+    caller: &Caller,
+    token: Option<&str>,
+) -> Result<Principal, Failure> {
+    let Some(credentials) = credentials else { return Ok(Principal::everyone()) };
+    let shown = PresentedCredential { bearer: token, certificate: caller.certificate().unwrap_or_default() };
+    let asked = AuditedCall { path: "frames", address: caller.address() };
+    credentials.admit(shown, Some(CallRight::Data), &asked)
 }
 
 /// A place for a follower, whose connection it keeps from now on.
@@ -164,19 +192,37 @@ impl Drop for UnfinishedFrame<'_> {
 }
 
 impl FrameReader {
-    /// What is asked for; nothing if the follower has gone.
-    async fn first(&mut self, limits: &DoorLimits) -> Result<Option<SubscribeRequest>, Failure> {
+    /// The token, if it shows one, and what is asked for; nothing if the follower has gone.
+    async fn first(
+        &mut self,
+        limits: &DoorLimits,
+    ) -> Result<Option<(Option<String>, SubscribeRequest)>, Failure> {
+        let mut token = None;
         let first = async {
-            let Some(head) = self.head(MAX_FIRST_BYTES).await? else { return Ok(None) };
-            hold_unfinished(&self.caller, limits, head.bytes)?;
-            let caller = self.caller.clone();
-            let _unfinished = UnfinishedFrame { caller: &caller, bytes: head.bytes };
-            let Some(message) = self.message(head).await? else { return Ok(None) };
-            codec::read_first(head, &message).map(Some)
+            loop {
+                match self.first_frame(limits).await? {
+                    None => return Ok(None),
+                    Some(FirstFrame::Subscribe(request)) => return Ok(Some((token, *request))),
+                    Some(FirstFrame::Authenticate(_)) if token.is_some() => {
+                        return Err(invalid("the follower says once who it is"));
+                    }
+                    Some(FirstFrame::Authenticate(credential)) => token = Some(credential.token),
+                }
+            }
         };
         timeout(FIRST_PATIENCE, first)
             .await
             .unwrap_or_else(|_| Err(subscriptions::says_nothing(FIRST_PATIENCE)))
+    }
+
+    /// One of the frames that a follower begins with.
+    async fn first_frame(&mut self, limits: &DoorLimits) -> Result<Option<FirstFrame>, Failure> {
+        let Some(head) = self.head(MAX_FIRST_BYTES).await? else { return Ok(None) };
+        hold_unfinished(&self.caller, limits, head.bytes)?;
+        let caller = self.caller.clone();
+        let _unfinished = UnfinishedFrame { caller: &caller, bytes: head.bytes };
+        let Some(message) = self.message(head).await? else { return Ok(None) };
+        codec::read_first(head, &message).map(Some)
     }
 
     /// Hands over what is said from then on, until the follower has gone. One that cannot be read says nothing more.

@@ -11,7 +11,8 @@
 //! - What is no follower is told so in a frame, and costs its connection for some seconds.
 //! - The port is shut unless it is asked for.
 //!
-//! With TLS it is as the other port for clients ([`Server::with_tls`](super::Server::with_tls)). A page in a browser cannot follow: what a browser sends begins with the name of a method, and
+//! A follower says who it is as a caller of the client port does, in a frame before its first; with TLS it is as the other port for clients
+//! ([`Server::with_tls`](super::Server::with_tls)). A page in a browser cannot follow: what a browser sends begins with the name of a method, and
 //! that is no length that is taken.
 //!
 //! The protocol, byte by byte: `docs/FORMAT.md`.
@@ -19,6 +20,8 @@
 mod codec;
 mod connection;
 mod encoding;
+#[cfg(any(test, fuzzing))]
+mod fuzzed;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -32,10 +35,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 use self::connection::BEGINNING_BYTES;
+#[cfg(any(test, fuzzing))]
+pub(in crate::node) use self::fuzzed::read_all;
 use super::gate;
 use super::operated::OperatedNode;
 use super::subscriptions::{SubscriptionService, drained};
-use crate::door::failure;
+use crate::door::{Credentials, failure};
 use crate::engine::StartProgress;
 use crate::error::OpenError;
 use crate::incoming::{self, Accepted, Arrivals, Beginning, Places};
@@ -110,7 +115,7 @@ impl FramesPort {
                 };
                 let (gate, alive) = (gate.clone(), alive.clone());
                 runtime::spawn(async move {
-                    connection::serve(accepted, gate.service()).await;
+                    connection::serve(accepted, gate.service(), gate.credentials.clone()).await;
                     drop(alive);
                 });
             }
@@ -126,12 +131,17 @@ pub(super) struct FramesGate<N> {
     service: OnceLock<SubscriptionService<N>>,
     progress: StartProgress,
     draining: watch::Receiver<bool>,
+    credentials: Option<Credentials>,
 }
 
 impl<N: OperatedNode> FramesGate<N> {
     /// One with a node behind it that has come as far as `progress`.
-    pub(super) fn new(progress: StartProgress, draining: watch::Receiver<bool>) -> Arc<Self> {
-        Arc::new(Self { service: OnceLock::new(), progress, draining })
+    pub(super) fn new(
+        progress: StartProgress,
+        draining: watch::Receiver<bool>,
+        credentials: Option<Credentials>,
+    ) -> Arc<Self> {
+        Arc::new(Self { service: OnceLock::new(), progress, draining, credentials })
     }
 
     /// The node is there.
@@ -141,7 +151,11 @@ impl<N: OperatedNode> FramesGate<N> {
     }
 
     fn service(&self) -> Result<SubscriptionService<N>, Failure> {
-        let not_open = || gate::not_open(&gate::reason(&self.progress, &self.draining));
+        let not_open = || match self.credentials {
+            // Whoever asks has not said who it is.
+            Some(_) => gate::not_open("try again"),
+            None => gate::not_open(&gate::reason(&self.progress, &self.draining)),
+        };
         self.service.get().cloned().ok_or_else(not_open)
     }
 }

@@ -49,12 +49,13 @@ pub(in crate::node) async fn serve<N: OperatedNode, E: FollowerEncoding>(
     mut line: FollowerLine<E>,
     _place: WatchPlace,
 ) -> Result<(), Failure> {
-    let FollowerLine { requests, outlet, draining, .. } = &mut line;
+    let FollowerLine { requests, outlet, draining, principal, .. } = &mut line;
     let prepare = async {
         let first = timeout(FIRST_PATIENCE, requests.next()).await;
         let first = first.map_err(|_| failures::says_nothing(FIRST_PATIENCE))?;
         let first = first.ok_or_else(|| invalid("the follower did not say where to begin"))??;
         let wishes = Wishes::parse(first, <N::Machine as StateMachine>::TELLS_EVENTS)?;
+        wishes.choice.permit(principal)?;
         let begun = begin(&node, &wishes).await?;
         let begun = match begun {
             Ok(cursor) => Begun::At(cursor),

@@ -2,9 +2,12 @@
 
 use bytes::Bytes;
 
-use crate::feed::FeedRecord;
+use crate::feed::{FeedRecord, KeyBefore};
 use crate::machine::AppliedEvent;
 use crate::types::{HistoryEpoch, MachineVersion};
+
+/// A longer value from before a change is not told: with the value after it, it might be more than a message takes.
+const MAX_PREVIOUS_BYTES: usize = 4 * 1024 * 1024;
 
 /// What entries of one position have in common.
 #[derive(Debug, Clone, Copy)]
@@ -48,9 +51,22 @@ pub(in crate::node) struct SentEntry<'a> {
     pub(in crate::node) history: Option<HistoryEpoch>,
     /// Whether it is an item of a snapshot.
     pub(in crate::node) is_item: bool,
+    /// What the key was before, if that was asked for.
+    pub(in crate::node) before: Option<&'a KeyBefore>,
 }
 
-impl SentEntry<'_> {
+impl<'a> SentEntry<'a> {
+    /// The value that the key had before, as far as it is told, and whether it had one that is not.
+    pub(in crate::node) fn previous(&self) -> (Option<&'a Bytes>, bool) {
+        match self.before {
+            Some(KeyBefore::Written(event)) if event.value.len() <= MAX_PREVIOUS_BYTES => {
+                (Some(&event.value), false)
+            }
+            Some(KeyBefore::Written(_) | KeyBefore::Unknown) => (None, true),
+            Some(KeyBefore::Absent) | None => (None, false),
+        }
+    }
+
     /// When what `event` has written expires, by the cluster's clock; 0 for never.
     pub(in crate::node) fn expires_ms(&self, event: &AppliedEvent) -> u64 {
         event.deadline_ms.map_or(0, |deadline| self.at.time_at(deadline))

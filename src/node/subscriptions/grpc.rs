@@ -19,7 +19,7 @@ use crate::door::failure::invalid;
 use crate::door::metrics::StreamCall;
 use crate::door::services::counted;
 use crate::door::streams::{Responses, stream};
-use crate::door::{Door, Method};
+use crate::door::{DataRight, Door, Method, Touched, permitted};
 use crate::incoming::Caller;
 use crate::node::operated::OperatedNode;
 use crate::proto::replication::replication_service_server::ReplicationService;
@@ -65,11 +65,12 @@ impl<N: OperatedNode> ReplicationService for SubscriptionService<N> {
         // Nothing is waited for before the caller is answered: some say where to begin only then.
         let (outlet, chunks) = stream();
         let (outlet, caller) = (Arc::new(outlet), place.caller().clone());
+        let principal = permitted::caller(request.extensions());
         let requests = request.into_inner().map_err(|status| failures::unread(&status)).boxed();
-        let (outlet_of_line, encoding) = (outlet.clone(), ProtobufEncoding);
-        let (node, limits, draining) =
-            (self.door.node.clone(), self.door.limits.clone(), self.door.draining.clone());
-        let line = FollowerLine { requests, outlet: outlet_of_line, encoding, caller, limits, draining };
+        let Door { node, limits, draining, .. } = self.door.clone();
+        let encoding = ProtobufEncoding;
+        let line =
+            FollowerLine { requests, outlet: outlet.clone(), encoding, caller, principal, limits, draining };
         let subscribers = self.subscribers.clone();
         runtime::spawn(async move {
             let outcome = begin::serve(node, subscribers, line, place).await;
@@ -89,8 +90,12 @@ impl<N: OperatedNode> ReplicationService for SubscriptionService<N> {
         let Door { node, metrics, limits, mut draining, .. } = self.door.clone();
         let method = metrics.methods().id(READ_SNAPSHOT.name);
         let call = StreamCall::new(metrics, method, self.subscribers.snapshot_gauge());
-        let place = caller_of(&request)
-            .and_then(|caller| Ok((caller, node.may_be_followed()?, self.subscribers.snapshot_place()?)));
+        let place = caller_of(&request).and_then(|caller| {
+            // It holds sessions and what else machines keep beside what they tell.
+            let principal = permitted::caller(request.extensions());
+            permitted::part(&principal, DataRight::Subscribe, Touched::Everything)?;
+            Ok((caller, node.may_be_followed()?, self.subscribers.snapshot_place()?))
+        });
         let ((caller, (), place), open) = call.open(place)?;
         let (outlet, pieces) = stream();
         let subscribers = self.subscribers.clone();
@@ -126,7 +131,8 @@ impl<N: OperatedNode> ReplicationService for SubscriptionService<N> {
         let answer = async {
             let caller = caller_of(&request)?;
             bodies::room(&caller, &self.door.limits).await;
-            let answer = looks::entries_after(&self.door.node, request.into_inner()).await?;
+            let principal = permitted::caller(request.extensions());
+            let answer = looks::entries_after(&self.door.node, &principal, request.into_inner()).await?;
             let bytes = answer.encoded_len() + answer.entries.len() * size_of::<WalEntryProto>();
             Ok((answer, Built::new(caller, bytes)))
         };

@@ -4,6 +4,7 @@ use super::entry::SentEntry;
 use super::failures;
 use super::rest::Rest;
 use super::wishes::Choice;
+use crate::door::rights::Principal;
 use crate::machine::StateMachine;
 use crate::node::operated::OperatedNode;
 use crate::proto::replication::{EntriesRequest, EntriesResponse, StatusResponse, WalEntryProto};
@@ -31,7 +32,8 @@ pub(super) fn status<N: OperatedNode>(node: &N, subscribers: usize) -> StatusRes
         history: node.current_history().epoch().0,
         committed_seq: state.committed.map_or(0, |committed| committed.index).max(index),
         node_id: state.node_id,
-        role: state.role.name().to_owned(),
+        // What a replica is among members counts for reads.
+        role: if node.following().is_some() { "replica" } else { state.role.name() }.to_owned(),
         time_ms: if applied.is_some() { clock.log_time_ms() } else { 0 },
         leader: state.leader.map(|leader| leader.client).unwrap_or_default(),
         subscribers: u32::try_from(subscribers).unwrap_or(u32::MAX),
@@ -39,16 +41,18 @@ pub(super) fn status<N: OperatedNode>(node: &N, subscribers: usize) -> StatusRes
     }
 }
 
-/// The entries that `request` asks for.
+/// The entries that `request` of `principal` asks for.
 ///
 /// # Errors
 /// The failure to answer instead.
 pub(super) async fn entries_after<N: OperatedNode>(
     node: &N,
+    principal: &Principal,
     request: EntriesRequest,
 ) -> Result<EntriesResponse, Failure> {
     let EntriesRequest { after_seq, limit, history, filters } = request;
     let choice = Choice::parse(filters, <N::Machine as StateMachine>::TELLS_EVENTS)?;
+    choice.permit(principal)?;
     node.may_be_followed()?;
     let limit = if limit == 0 { DEFAULT_POSITIONS } else { limit.min(MAX_POSITIONS) };
     let after = Bookmark { index: after_seq, history: HistoryEpoch(history) };
@@ -103,7 +107,7 @@ impl EntriesAnswer {
                 self.left -= 1;
             }
             let (at, content, more) = rest.found();
-            let entry = SentEntry { at, content, more, history: None, is_item: false };
+            let entry = SentEntry { at, content, more, history: None, is_item: false, before: None };
             let length = entry.batched_len();
             if self.bytes + length > ANSWER_BYTES && !self.entries.is_empty() {
                 return self.cut(rest, passed);

@@ -86,3 +86,10 @@ impl<N: OperatedNode> SubscriptionService<N> {
         WatchPlace::take(caller, self.door.limits.watches)
     }
 }
+
+/// Judges what a follower asks for; for [`crate::fuzzing`].
+#[cfg(any(test, fuzzing))]
+pub(super) fn judge(request: crate::proto::replication::SubscribeRequest) {
+    let _ = wishes::Wishes::parse(request.clone(), true);
+    let _ = wishes::Wishes::parse(request, false);
+}

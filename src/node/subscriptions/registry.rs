@@ -223,6 +223,7 @@ impl Subscribers {
                 partial: !report.filters.is_empty(),
                 lag_entries: report.lag_operations,
                 lag: Some(report.lag),
+                ..ReplicaReport::default()
             });
             if told.len() == MAX_TOLD_REPLICAS {
                 break;

@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::entry::{EntryAt, EntryContent};
 use super::wishes::Choice;
-use crate::feed::{FeedContent, FeedRecord};
+use crate::feed::{FeedContent, FeedRecord, KeyBefore, PreviousValues};
 use crate::machine::{AppliedEvent, EventOperation, EventSink, NewEvent};
 
 /// The records of a page that are not sent yet.
@@ -101,6 +101,17 @@ impl Rest {
                 let more = !self.is_state && self.last.is_some_and(|last| self.event < last);
                 (at, EntryContent::Event(&events[self.event]), more)
             }
+        }
+    }
+
+    /// What the key of the entry that was found was before, if it is an event that happened and that is `looked_up`.
+    pub(super) async fn before_found(&self, looked_up: &mut Option<PreviousValues>) -> Option<KeyBefore> {
+        let looked_up = looked_up.as_mut()?;
+        match self.found() {
+            (at, EntryContent::Event(event), _) if !self.is_state => {
+                Some(looked_up.before(event, at.seq, self.event).await)
+            }
+            _ => None,
         }
     }
 

@@ -24,7 +24,7 @@ use super::transport::{
 use super::wishes::Wishes;
 use crate::door::bodies::{Built, room_to_build};
 use crate::door::failure::invalid;
-use crate::feed::{FeedCursor, FeedRecord};
+use crate::feed::{FeedCursor, FeedRecord, PreviousValues};
 use crate::proto::replication::SubscribeRequest;
 use crate::proto::v1::Failure;
 use crate::runtime::offload;
@@ -101,6 +101,8 @@ pub(super) struct Sending<E: FollowerEncoding> {
     blocked: Option<Instant>,
     /// Whether something was acknowledged since it was found full.
     acknowledged: bool,
+    /// The follower wants to hear that everything up to here was sent.
+    progress_at: Option<u64>,
 }
 
 impl<E: FollowerEncoding> Sending<E> {
@@ -130,6 +132,7 @@ impl<E: FollowerEncoding> Sending<E> {
             requests_over: false,
             blocked: None,
             acknowledged: false,
+            progress_at: None,
         }
     }
 
@@ -151,7 +154,8 @@ impl<E: FollowerEncoding> Sending<E> {
             let may_go_on = self.blocked.is_none() || (self.acknowledged && self.credit.is_roomy());
             let step = if may_go_on { self.advance().await? } else { SendStep::Blocked };
             self.note(step);
-            let overdue = Instant::now() >= self.beat || (self.is_first && step == SendStep::Idle);
+            let is_first = self.is_first && step == SendStep::Idle;
+            let overdue = self.is_overdue() || is_first || self.is_progress_due();
             let goes_on = match step {
                 SendStep::Gone => false,
                 _ if overdue => self.heartbeat().await?,
@@ -226,10 +230,16 @@ impl<E: FollowerEncoding> Sending<E> {
     /// Sends entries one by one. `None` if the window is full; false if the follower has gone.
     async fn send_single(&mut self) -> Result<Option<bool>, Failure> {
         let (mut messages, mut bytes) = (Vec::new(), 0);
+        let mut looked_up = self.wishes.previous.then(|| self.cursor.previous_values());
         while bytes < CHUNK_BYTES && self.rest.seek(&self.wishes.choice) {
+            if !messages.is_empty() && looked_up.as_ref().is_some_and(PreviousValues::is_spent) {
+                break;
+            }
+            let before = self.rest.before_found(&mut looked_up).await;
             let (at, content, more) = self.rest.found();
             let history = self.is_first.then(|| self.cursor.history());
-            let entry = SentEntry { at, content, more, history, is_item: self.rest.is_state() };
+            let (is_item, before) = (self.rest.is_state(), before.as_ref());
+            let entry = SentEntry { at, content, more, history, is_item, before };
             let length = E::entry_len(&entry);
             if !self.credit.may_begin(at.seq, length) {
                 break;
@@ -250,11 +260,17 @@ impl<E: FollowerEncoding> Sending<E> {
     /// The same in one message.
     async fn send_batch(&mut self) -> Result<Option<bool>, Failure> {
         let (mut entries, mut count, mut first) = (BytesMut::new(), 0, None);
-        let (mut before, mut last): (Option<u64>, Option<EntryAt>) = (None, None);
+        let (mut complete, mut last): (Option<u64>, Option<EntryAt>) = (None, None);
+        let mut looked_up = self.wishes.previous.then(|| self.cursor.previous_values());
         while self.rest.seek(&self.wishes.choice) {
+            if count > 0 && looked_up.as_ref().is_some_and(PreviousValues::is_spent) {
+                break;
+            }
+            let before = self.rest.before_found(&mut looked_up).await;
             let (at, content, more) = self.rest.found();
             let history = entries.is_empty().then(|| self.cursor.history());
-            let entry = SentEntry { at, content, more, history, is_item: self.rest.is_state() };
+            let (is_item, before) = (self.rest.is_state(), before.as_ref());
+            let entry = SentEntry { at, content, more, history, is_item, before };
             let length = entries.len() + E::batched_len(&entry);
             let has_room = match first {
                 None => self.credit.may_begin(at.seq, length),
@@ -268,7 +284,7 @@ impl<E: FollowerEncoding> Sending<E> {
             E::put_batched(&entry, &mut entries);
             count += 1;
             first.get_or_insert(at.seq);
-            before = last.filter(|last| last.seq < at.seq).map(|last| last.seq).or(before);
+            complete = last.filter(|last| last.seq < at.seq).map(|last| last.seq).or(complete);
             last = Some(at);
             self.rest.take();
         }
@@ -278,7 +294,7 @@ impl<E: FollowerEncoding> Sending<E> {
         let message = self.line.encoding.batch(EntryBatch { entries, count, is_state, compress });
         let message = if is_offloaded { offload(message).await } else { message() };
         let bytes = E::len(&message);
-        self.credit.sent(before, last.seq, bytes, last.time_ms);
+        self.credit.sent(complete, last.seq, bytes, last.time_ms);
         self.is_first = false;
         self.send(vec![message], count.into(), bytes).await.map(Some)
     }
@@ -348,7 +364,15 @@ impl<E: FollowerEncoding> Sending<E> {
         let sent = self.send(vec![message], 0, bytes).await?;
         self.beat = Instant::now() + self.wishes.heartbeat;
         self.owes_beat = false;
+        if self.is_progress_due() {
+            self.progress_at = None;
+        }
         Ok(sent)
+    }
+
+    /// Whether the follower has asked how far it was told, and that can be said: all that there was is sent, or cannot be for want of room.
+    fn is_progress_due(&self) -> bool {
+        self.progress_at.is_some_and(|at| self.upto.0 >= at || self.blocked.is_some())
     }
 
     /// Whether a heartbeat is due.
@@ -392,6 +416,10 @@ impl<E: FollowerEncoding> Sending<E> {
         };
         let now = Instant::now();
         self.place.update(|at| at.heard = now);
+        if request.progress {
+            let NodeClocks { applied, .. } = (self.node)();
+            self.progress_at = self.progress_at.max(Some(applied));
+        }
         // 0 acknowledges nothing.
         if request.ack_seq > 0 {
             match self.credit.ack(request.ack_seq) {

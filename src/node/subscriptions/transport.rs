@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::entry::{EntryAt, SentEntry};
 use crate::door::bodies::Built;
 use crate::door::limits::DoorLimits;
+use crate::door::rights::Principal;
 use crate::door::streams::Outlet;
 use crate::incoming::Caller;
 use crate::proto::replication::SubscribeRequest;
@@ -33,6 +34,7 @@ pub(in crate::node) struct FollowerLine<E: FollowerEncoding> {
     pub(in crate::node) outlet: Arc<Outlet<Chunk<E::Message>>>,
     pub(in crate::node) encoding: E,
     pub(in crate::node) caller: Arc<Caller>,
+    pub(in crate::node) principal: Arc<Principal>,
     pub(in crate::node) limits: Arc<DoorLimits>,
     pub(in crate::node) draining: watch::Receiver<bool>,
 }

@@ -37,6 +37,8 @@ mod entity {
     pub(super) const EXPIRES: u32 = 7;
     pub(super) const DEADLINE: u32 = 8;
     pub(super) const MACHINE: u32 = 9;
+    pub(super) const PREVIOUS_VALUE: u32 = 10;
+    pub(super) const PREVIOUS_UNKNOWN: u32 = 11;
 }
 /// The number of the only field of `Entries`, and of those of a command.
 const ENTRIES: u32 = 1;
@@ -118,11 +120,14 @@ impl<'a> SentEntry<'a> {
     fn content_len(&self) -> usize {
         match self.content {
             EntryContent::Event(event) => {
-                let numbers = self.entity_numbers(event);
+                let (numbers, (previous, is_unknown)) = (self.entity_numbers(event), self.previous());
                 bytes_len(entity::COLLECTION, &event.collection)
                     + bytes_len(entity::KEY, &event.key)
                     + bytes_len(entity::VALUE, &event.value)
                     + numbers.iter().map(|(tag, value)| number_len(*tag, *value)).sum::<usize>()
+                    // One that is empty is told, too.
+                    + previous.map_or(0, |value| nested_len(entity::PREVIOUS_VALUE, value.len()))
+                    + number_len(entity::PREVIOUS_UNKNOWN, is_unknown.into())
             }
             EntryContent::Command { wrote, command } => {
                 let [machine, version, encoded] = COMMAND_FIELDS;
@@ -181,6 +186,12 @@ impl<'a> SentEntry<'a> {
             put_bytes(out, entity::KEY, &event.key);
             put_bytes(out, entity::VALUE, &event.value);
             self.entity_numbers(event).iter().for_each(|(tag, value)| put_number(out, *tag, *value));
+            let (previous, is_unknown) = self.previous();
+            if let Some(value) = previous {
+                put_length(out, entity::PREVIOUS_VALUE, value.len());
+                out.put_slice(value);
+            }
+            put_number(out, entity::PREVIOUS_UNKNOWN, is_unknown.into());
         }
         put_number(out, entry::TIME, time_ms);
         put_number(out, entry::TERM, term);
@@ -219,6 +230,7 @@ impl<'a> SentEntry<'a> {
             EntryContent::Event(event) => {
                 let [created, previous, version, expires, deadline, _] =
                     self.entity_numbers(event).map(|(_, number)| number);
+                let (value_before, previous_unknown) = self.previous();
                 message.entity = Some(Entity {
                     collection: text(&event.collection),
                     key: event.key.clone(),
@@ -229,6 +241,8 @@ impl<'a> SentEntry<'a> {
                     expires_ms: expires,
                     deadline_elapsed_ms: deadline,
                     machine: event.machine.into(),
+                    previous_value: value_before.cloned(),
+                    previous_unknown,
                 });
             }
             EntryContent::Command { wrote, command } => {
@@ -313,6 +327,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::feed::KeyBefore;
     use crate::proto::replication::Entries;
     use crate::types::MachineVersion;
 
@@ -347,11 +362,20 @@ mod tests {
             .iter()
             .map(EntryContent::Event)
             .chain([EntryContent::Command { wrote, command: &command }]);
+        let empty = AppliedEvent { value: Bytes::new(), ..events[0].clone() };
+        let large = AppliedEvent { value: vec![1; 4 * 1024 * 1024 + 1].into(), ..events[0].clone() };
+        let before = [
+            KeyBefore::Unknown,
+            KeyBefore::Written(events[0].clone()),
+            KeyBefore::Written(empty),
+            KeyBefore::Written(large),
+        ];
         let (mut bytes, mut expected) = (BytesMut::new(), Entries::default());
         for (number, content) in contents.enumerate() {
             let (more, is_item) = (number % 2 == 0, number == 1);
             let history = (number == 0).then_some(HistoryEpoch(u64::MAX));
-            let outgoing = SentEntry { at, content, more, history, is_item };
+            let before = before.get(number);
+            let outgoing = SentEntry { at, content, more, history, is_item, before };
             let before = bytes.len();
             outgoing.put_batched(&mut bytes);
             assert_eq!(bytes.len() - before, outgoing.batched_len());
@@ -363,6 +387,11 @@ mod tests {
         let expires: Vec<_> =
             expected.entries.iter().filter_map(|entry| Some(entry.entity.as_ref()?.expires_ms)).collect();
         assert_eq!(expires, [0, at.time_ms + 2_000, 0, at.time_ms - 4_999]);
+        let entities = expected.entries.iter().filter_map(|entry| entry.entity.as_ref());
+        let previous: Vec<_> = entities
+            .map(|entity| (entity.previous_value.as_ref().map(Bytes::len), entity.previous_unknown))
+            .collect();
+        assert_eq!(previous, [(None, true), (Some(70_000), false), (Some(0), false), (None, true)]);
     }
 
     #[test]

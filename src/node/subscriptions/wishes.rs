@@ -6,6 +6,8 @@ use bytes::Bytes;
 
 use crate::address::{Address, FORM};
 use crate::door::failure::invalid;
+use crate::door::rights::Principal;
+use crate::door::{DataRight, Touched, permitted};
 use crate::machine::AppliedEvent;
 use crate::proto::replication::{Compression, Filter, SubscribeRequest};
 use crate::proto::v1::Failure;
@@ -45,6 +47,8 @@ pub(super) struct Wishes {
     pub(super) heartbeat: Duration,
     pub(super) id: String,
     pub(super) accept_snapshot: bool,
+    /// Whether events are told with what their keys were before.
+    pub(super) previous: bool,
     /// Where the follower answers reads, if it does.
     pub(super) serves: Option<String>,
 }
@@ -101,6 +105,7 @@ impl Wishes {
             heartbeat: Duration::from_millis(heartbeat_ms.into()),
             id,
             accept_snapshot: request.accept_snapshot,
+            previous: request.previous,
             serves: serving_at(request.serves)?,
         })
     }
@@ -153,6 +158,25 @@ impl Choice {
             (Bytes::from(tenant_id), collection)
         });
         Ok(Self(filters.collect()))
+    }
+
+    /// Whether `principal` may follow all of that.
+    ///
+    /// # Errors
+    /// The failure to answer instead.
+    pub(super) fn permit(&self, principal: &Principal) -> Result<(), Failure> {
+        let follow = |touched: Touched<'_>| permitted::part(principal, DataRight::Subscribe, touched);
+        if self.is_all() {
+            return follow(Touched::Everything);
+        }
+        self.0.iter().try_for_each(|(tenant, within)| {
+            let text = |name| std::str::from_utf8(name).expect("invariant: names come as text");
+            let tenant = text(tenant);
+            match within {
+                Some(within) => follow(Touched::Collection { tenant, collection: text(within) }),
+                None => follow(Touched::Tenant(tenant)),
+            }
+        })
     }
 
     pub(super) fn is_all(&self) -> bool {

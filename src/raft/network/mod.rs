@@ -34,6 +34,8 @@ pub(crate) mod admission;
 mod appends;
 pub(crate) mod calls;
 pub(crate) mod client;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 #[cfg(feature = "peers")]
 pub(crate) mod grpc;
 pub(crate) mod handshake;

@@ -21,7 +21,7 @@ const EXTENSION: &str = ".segment";
 const NAME_DIGITS: usize = 16;
 
 /// The file whose first record has this key. The order of names is the order of keys.
-pub(super) fn path_of(dir: &Path, first_key: u64) -> PathBuf {
+pub(in crate::storage) fn path_of(dir: &Path, first_key: u64) -> PathBuf {
     dir.join(format!("{first_key:016x}{EXTENSION}"))
 }
 

@@ -27,6 +27,8 @@ use bytes::Bytes;
 
 use crate::error::StorageError;
 
+#[cfg(any(test, fuzzing))]
+pub(super) use format::path_of;
 pub(crate) use reader::SegmentReader;
 pub(crate) use writer::SegmentLog;
 

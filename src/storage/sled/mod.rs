@@ -9,6 +9,8 @@
 //! dance around opening that [`recovery`] describes.
 
 mod disk;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod hard_state;
 mod layout;
 mod log_end;

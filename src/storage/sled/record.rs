@@ -215,6 +215,16 @@ fn seal(record: &mut [u8], kind: u8, key: Key, previous_term: u64, count: u32) {
     record[4..8].copy_from_slice(&checksum.to_le_bytes());
 }
 
+/// Gives `record` the version and the checksum that it should have.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn mend(record: &mut [u8]) {
+    if record.len() >= HEADER_BYTES {
+        record[0] = VERSION;
+        let checksum = checksum_of(record);
+        record[4..8].copy_from_slice(&checksum.to_le_bytes());
+    }
+}
+
 /// Packs consecutive entries into records.
 #[derive(Debug, Default)]
 pub(crate) struct Packer {

@@ -140,6 +140,25 @@ impl Encoder {
     }
 }
 
+/// A file of `version` with this meta data and payload, whatever they are, and checksums that match.
+#[cfg(any(test, fuzzing))]
+pub(in crate::storage) fn sealed(version: u32, meta: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut sink = |bytes: &[u8]| {
+        file.extend_from_slice(bytes);
+        Ok(())
+    };
+    let mut head = [&MAGIC[..], &version.to_le_bytes(), &(meta.len() as u32).to_le_bytes(), meta].concat();
+    head.extend_from_slice(&crc32fast::hash(&head).to_le_bytes());
+    let mut encoder = Encoder { frame: Vec::new(), payload_bytes: 0, whole: crc32fast::Hasher::new() };
+    encoder
+        .emit(&head, &mut sink)
+        .and_then(|()| encoder.write(payload, &mut sink))
+        .and_then(|()| encoder.finish(&mut sink))
+        .expect("invariant: memory takes it");
+    file
+}
+
 fn encode(meta: &impl Serialize) -> Vec<u8> {
     bincode::serde::encode_to_vec(meta, bincode::config::standard())
         .expect("invariant: meta data is encodable")

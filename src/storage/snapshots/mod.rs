@@ -21,6 +21,9 @@ mod memory;
 mod tests;
 mod transfer;
 
+#[cfg(any(test, fuzzing))]
+pub(super) use format::sealed;
+
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::Path;

@@ -18,6 +18,7 @@ pub(super) enum Said {
     Subscribe(Subscribe),
     Ack { seq: u64 },
     Alive,
+    Authenticate { magic: [u8; 8], version: u32, token: String },
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -203,6 +204,7 @@ pub(super) fn told(entry: Entry, is_state: bool) -> WalEntryProto {
         expires_ms: changed.expires_ms,
         deadline_elapsed_ms: changed.deadline_elapsed_ms,
         machine: changed.machine,
+        ..Entity::default()
     };
     WalEntryProto { operation: operation.into(), tenant_id: tenant, entity: Some(entity), ..told }
 }

@@ -5,6 +5,7 @@
 
 use crate::client::frame::MAX_RESPONSE_MESSAGE_BYTES;
 use crate::client::link::Link;
+use crate::client::token::NodeChannel;
 use crate::proto::v1::kv_client::KvClient;
 
 pub use range::RangeStream;
@@ -15,6 +16,6 @@ pub(super) use watch::{present, watch};
 mod range;
 mod watch;
 
-fn kv(link: &Link) -> KvClient<tonic::transport::Channel> {
+fn kv(link: &Link) -> KvClient<NodeChannel> {
     KvClient::new(link.node.side_channel()).max_decoding_message_size(MAX_RESPONSE_MESSAGE_BYTES)
 }

@@ -2,11 +2,15 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use crate::client::token::NodeChannel;
 use futures::Stream;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 use tonic::{Status, Streaming};
 
 use super::super::super::api::{EventKind, Range, Scope, WatchEvent, WatchOptions};
@@ -14,11 +18,15 @@ use super::super::super::codec;
 use super::super::Request;
 use super::kv;
 use crate::client::following::{Boxed, Brought, Followed, Following, Waypoint};
+use crate::client::judge::{Failure, failed, in_time, in_words};
 use crate::client::link::Link;
 use crate::client::metrics::{Metrics, PerStream};
+use crate::client::node::Node;
 use crate::client::router::Router;
-use crate::client::{ClientError, Contacts, ReadPreference};
+use crate::client::{ClientError, Contacts, ReadPreference, Reason};
 use crate::proto::v1;
+use crate::proto::v1::kv_client::KvClient;
+use crate::runtime;
 use crate::types::{Bookmark, HistoryEpoch};
 
 /// What happens to a range of keys from a revision on: in order, nothing left out, nothing twice.
@@ -35,9 +43,56 @@ pub struct Watch {
     events: Boxed<WatchEvent>,
     standing: Arc<Waypoint>,
     contacts: Contacts,
+    open: Arc<Mutex<Option<OpenWatch>>>,
+    progress: watch::Receiver<Bookmark>,
+    patience: Duration,
+}
+
+/// The stream of a watch, at the node that it is open at.
+#[derive(Clone)]
+struct OpenWatch {
+    node: Arc<Node>,
+    calls: KvClient<NodeChannel>,
+    id: u64,
 }
 
 impl Watch {
+    /// Tells before which revision everything was delivered, whenever that changes: also where nothing happens in the ranges of the watch. It
+    /// changes only while the watch is read.
+    pub fn progress(&self) -> watch::Receiver<Bookmark> {
+        self.progress.clone()
+    }
+
+    /// Asks the node that the watch is open at to say how far it is, as soon as everything was told that had been acknowledged before this call. Returns
+    /// the revision that [`progress`](Self::progress) is about to reach. It is not that far before the watch was read.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; [`ClientError::Unavailable`] where the watch is open at no node at present, and
+    /// [`Reason::NotFound`](super::super::Reason::NotFound) where it has just been lost: it looks for another node, if it is read.
+    pub fn ask_progress(&self) -> impl Future<Output = Result<u64, ClientError>> + Send + 'static + use<> {
+        let (open, expires) = (self.lock_open().clone(), Instant::now() + self.patience);
+        async move {
+            let Some(OpenWatch { node, mut calls, id }) = open else {
+                return Err(ClientError::Unavailable { tried: Vec::new() });
+            };
+            let asking = calls.watch_progress(v1::WatchProgressRequest { watch_id: id });
+            match node.counted(in_time(timeout_at(expires, asking))).await {
+                Ok(answer) => Ok(answer.into_inner().next_revision),
+                Err(failure @ Failure::Attempt(_)) => {
+                    Err(ClientError::Unavailable { tried: vec![(node.endpoint.clone(), in_words(&failure))] })
+                }
+                Err(failure) => {
+                    let reason = failure.reason().unwrap_or(Reason::Interrupted);
+                    Err(failed(&node.endpoint, reason, in_words(&failure), false))
+                }
+            }
+        }
+    }
+
+    fn lock_open(&self) -> MutexGuard<'_, Option<OpenWatch>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Tells whether the watch hears from its cluster, from now on. It changes only while the watch is read.
     pub fn contacts(&self) -> Contacts {
         self.contacts.clone()
@@ -68,6 +123,17 @@ impl fmt::Debug for Watch {
 struct Watching {
     request: v1::WatchRequest,
     standing: Arc<Waypoint>,
+    /// Where it can be asked how far it is.
+    open: Arc<Mutex<Option<OpenWatch>>>,
+    progress: watch::Sender<Bookmark>,
+}
+
+impl Watching {
+    /// Everything before `rest` was delivered.
+    fn stand_at(&self, rest: Bookmark) {
+        self.standing.set(rest);
+        self.progress.send_if_modified(|before| std::mem::replace(before, rest) != rest);
+    }
 }
 
 /// Watches from `from` on. Connects when the stream is first read.
@@ -79,7 +145,7 @@ pub(in super::super) fn watch(
     preference: Option<&ReadPreference>,
 ) -> Watch {
     let standing = Waypoint::at(from);
-    let WatchOptions { mut ranges, kinds, .. } = options;
+    let WatchOptions { mut ranges, kinds, previous, .. } = options;
     let only = if ranges.len() <= 1 { ranges.pop().unwrap_or_default() } else { Range::all() };
     let ranges = ranges.into_iter().map(|Range { start, end, .. }| v1::WatchRange { start, end });
     let request = v1::WatchRequest {
@@ -91,11 +157,15 @@ pub(in super::super) fn watch(
         kinds: kinds.into_iter().map(|kind| kind_of(kind).into()).collect(),
         from_revision: from.index,
         history: from.history.0,
+        previous,
+        watch_id: 0,
     };
-    let watching = Watching { request, standing: standing.clone() };
+    let (open, (progress, told)) = (Arc::default(), watch::channel(from));
+    let watching = Watching { request, standing: standing.clone(), open: Arc::clone(&open), progress };
     let following = Following::new(router, watching, from, preference);
     let contacts = following.contacts();
-    Watch { events: following.into_stream(), standing, contacts }
+    let patience = router.config.timeout;
+    Watch { events: following.into_stream(), standing, contacts, open, progress: told, patience }
 }
 
 impl Followed for Watching {
@@ -106,7 +176,14 @@ impl Followed for Watching {
     async fn open(&mut self, link: &Link, from: Bookmark) -> Result<Streaming<v1::WatchResponse>, Status> {
         self.request.from_revision = from.index;
         self.request.history = from.history.0;
-        kv(link).watch(self.request.clone()).await.map(tonic::Response::into_inner)
+        // Another one for each stream: a node may still have the one before.
+        self.request.watch_id = runtime::random_u64().max(1);
+        let mut calls = kv(link);
+        let lock = || self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        *lock() = None;
+        let stream = calls.watch(self.request.clone()).await?.into_inner();
+        *lock() = Some(OpenWatch { node: link.node.clone(), calls, id: self.request.watch_id });
+        Ok(stream)
     }
 
     fn read(&mut self, message: v1::WatchResponse) -> Result<Brought<WatchEvent>, String> {
@@ -115,16 +192,17 @@ impl Followed for Watching {
         let after = events.iter().map(|event| event.revision.saturating_add(1)).max().unwrap_or(0);
         // Of a revision that comes in pieces there is more to come.
         let next = if more { 0 } else { next_revision.max(after) };
-        let items = events.into_iter().map(|event| (event.revision, codec::decode_event(event))).collect();
+        let decode = |event| codec::decode_event(event, self.request.previous);
+        let items = events.into_iter().map(|event| (event.revision, decode(event))).collect();
         Ok(Brought { history, items, next, anew: None })
     }
 
     fn delivered(&mut self, _: &WatchEvent, rest: Bookmark) {
-        self.standing.set(rest);
+        self.stand_at(rest);
     }
 
     fn taken(&mut self, rest: Bookmark) {
-        self.standing.set(rest);
+        self.stand_at(rest);
     }
 
     fn counters(metrics: &Metrics) -> (&PerStream, &AtomicU64) {

@@ -336,6 +336,13 @@ impl Kv for Service {
         Ok(Response::new(Box::pin(stream)))
     }
 
+    async fn watch_progress(
+        &self,
+        _: Request<WatchProgressRequest>,
+    ) -> Result<Response<WatchProgressResponse>, Status> {
+        Err(Status::unimplemented("no watch is asked for progress"))
+    }
+
     async fn range_stream(
         &self,
         request: Request<RangeRequest>,

@@ -27,6 +27,7 @@ fn events(revisions: &[u64]) -> Result<WatchResponse, Status> {
         kind: event::Kind::Put.into(),
         revision: *revision,
         item: Some(WireItem { key: "k".into(), ..Default::default() }),
+        ..Default::default()
     };
     let next_revision = revisions.last().map_or(0, |last| last + 1);
     Ok(WatchResponse { events: revisions.iter().map(event).collect(), next_revision, ..Default::default() })

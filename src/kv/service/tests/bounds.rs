@@ -472,14 +472,14 @@ async fn a_watch_whose_client_stops_in_the_middle_of_something_holds_up_no_other
     node.put("k", 1);
     let (metrics, _) = metrics();
     let caller = Places::new(8, 0).admit(None).await;
-    let dispatch = Dispatch::default();
+    let dispatching = (Dispatch::default(), AskedWatches::default());
     let (_drain, draining) = watch::channel(false);
     let watch = async || {
         let call = StreamCall::new(metrics.clone(), MethodId(WATCH), &Gauge::default());
         let place = crate::door::streams::WatchPlace::take(&caller, DoorLimits::default().watches);
         let by = Answerer::of(&node);
         let request = v1::WatchRequest { from_revision: 1, ..Default::default() };
-        watches::watch(node.clone(), by, draining.clone(), dispatch.clone(), request, place, call)
+        watches::watch(node.clone(), by, draining.clone(), dispatching.clone(), request, place, call)
             .await
             .unwrap()
     };

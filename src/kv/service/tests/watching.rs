@@ -22,6 +22,7 @@ use crate::machine::{AppliedEvent, EventOperation};
 struct Watcher {
     node: FakeNode,
     dispatch: Dispatch,
+    asked: AskedWatches,
     metrics: Arc<DoorMetrics>,
     caller: Arc<Caller>,
     drain: Arc<watch::Sender<bool>>,
@@ -31,14 +32,16 @@ impl Watcher {
     async fn of(node: FakeNode) -> Self {
         let caller = Places::new(8, 0).admit(None).await;
         let (metrics, drain) = (metrics().0, Arc::new(watch::Sender::new(false)));
-        Self { node, dispatch: Dispatch::default(), metrics, caller, drain }
+        let (dispatch, asked) = (Dispatch::default(), AskedWatches::default());
+        Self { node, dispatch, asked, metrics, caller, drain }
     }
 
     async fn watch(&self, request: v1::WatchRequest) -> Result<Responses<v1::WatchResponse>, Failure> {
         let call = StreamCall::new(self.metrics.clone(), MethodId(WATCH), &Gauge::default());
         let place = crate::door::streams::WatchPlace::take(&self.caller, Bound { each: 20_000, all: 20_000 });
         let (by, draining) = (Answerer::of(&self.node), self.drain.subscribe());
-        watches::watch(self.node.clone(), by, draining, self.dispatch.clone(), request, place, call).await
+        let dispatching = (self.dispatch.clone(), self.asked.clone());
+        watches::watch(self.node.clone(), by, draining, dispatching, request, place, call).await
     }
 
     async fn watch_from(&self, from_revision: u64) -> Responses<v1::WatchResponse> {
@@ -62,7 +65,9 @@ impl Watcher {
     }
 }
 
-type Seen = (u64, v1::event::Kind, Bytes);
+/// Revision, kind and key, and what the key held before: value, revision and version.
+type Seen = (u64, v1::event::Kind, Bytes, Option<Held>);
+type Held = (Bytes, u64, u64);
 
 /// What a watch is told below `end`.
 async fn seen_below(mut watch: Responses<v1::WatchResponse>, end: u64) -> Vec<Seen> {
@@ -73,15 +78,25 @@ async fn seen_below(mut watch: Responses<v1::WatchResponse>, end: u64) -> Vec<Se
         next = message.next_revision;
         for event in message.events {
             assert!(event.revision < next + u64::from(message.more), "told before it is told to be");
-            seen.push((event.revision, event.kind(), event.item.unwrap().key));
+            assert!(!event.previous_unknown, "the feed has all of it");
+            let held = event.previous.clone().map(|item| (item.value, item.mod_revision, item.version));
+            seen.push((event.revision, event.kind(), event.item.unwrap().key, held));
         }
     }
     seen
 }
 
 fn expected(all: &[(u64, AppliedEvent)], request: &v1::WatchRequest) -> Vec<Seen> {
+    let mut holds: BTreeMap<(Bytes, Bytes), Held> = BTreeMap::new();
     let inside = |key: &Bytes, start: &Bytes, end: &Bytes| start <= key && (end.is_empty() || key < end);
     let of = |(revision, event): &(u64, AppliedEvent)| {
+        let key = (event.collection.clone(), event.key.clone());
+        let held = match event.operation {
+            EventOperation::Insert | EventOperation::Update => {
+                holds.insert(key, (event.value.clone(), *revision, event.version))
+            }
+            EventOperation::Delete | EventOperation::Expire => holds.remove(&key),
+        };
         let kind = match event.operation {
             EventOperation::Insert | EventOperation::Update => v1::event::Kind::Put,
             EventOperation::Delete => v1::event::Kind::Delete,
@@ -94,7 +109,7 @@ fn expected(all: &[(u64, AppliedEvent)], request: &v1::WatchRequest) -> Vec<Seen
             && event.collection == request.collection.as_bytes()
             && (request.kinds.is_empty() || request.kinds.contains(&kind.into()))
             && ranges.any(|(start, end)| inside(&event.key, start, end));
-        is_wanted.then(|| (*revision, kind, event.key.clone()))
+        is_wanted.then(|| (*revision, kind, event.key.clone(), held.filter(|_| request.previous)))
     };
     all.iter().filter_map(of).collect()
 }
@@ -104,17 +119,25 @@ fn random_key(rng: &mut SmallRng, least: usize) -> Bytes {
     (0..length).map(|_| rng.random_range(b'a'..b'e')).collect()
 }
 
+/// Empty ones too.
+fn random_value(rng: &mut SmallRng) -> Bytes {
+    vec![rng.random(); rng.random_range(0..3)].into()
+}
+
 fn random_command(rng: &mut SmallRng) -> KvCommand {
     let collection = if rng.random_bool(0.8) { "c" } else { "d" }.to_owned();
-    let (tenant, key, value) = ("default".to_owned(), random_key(rng, 1), Bytes::from("v"));
+    let (tenant, key, value) = ("default".to_owned(), random_key(rng, 1), random_value(rng));
     match rng.random_range(0..6) {
         0 => KvCommand::Delete { tenant, collection, key },
         1 => {
             let operations = (0..rng.random_range(1..4)).map(|_| {
-                let (collection, key, value) = (collection.clone(), random_key(rng, 1), value.clone());
-                TxnOp::Put { collection, key, value, ttl_ms: 0 }
+                let (collection, key) = (collection.clone(), random_key(rng, 1));
+                match rng.random_bool(0.3) {
+                    true => TxnOp::Delete { collection, key },
+                    false => TxnOp::Put { collection, key, value: random_value(rng), ttl_ms: 0 },
+                }
             });
-            let then = operations.collect();
+            let then = operations.collect::<Vec<_>>();
             KvCommand::Txn(KvTxn { tenant, compares: vec![], then, otherwise: vec![] })
         }
         _ => KvCommand::Put { tenant, collection, key, value },
@@ -126,6 +149,7 @@ fn random_request(rng: &mut SmallRng, applied: u64) -> v1::WatchRequest {
     let mut request = v1::WatchRequest {
         collection,
         from_revision: rng.random_range(1..=applied + 1),
+        previous: rng.random_bool(0.5),
         ..Default::default()
     };
     match rng.random_range(0..3) {
@@ -427,4 +451,103 @@ async fn watches_that_have_gone_leave_nothing_behind() {
     assert!(most.len() > 1, "{most:?}");
     drop(stays);
     assert_eq!(watcher.dispatch.present().unwrap().ranges_kept(), 0);
+}
+
+/// Every message is one that stock clients take. What memory holds has room for all of it.
+#[tokio::test(start_paused = true)]
+async fn values_before_and_after_that_are_as_long_as_they_may_be_fit_a_message() {
+    let watcher = Watcher::of(FakeNode::new()).await;
+    let apply = |command| drop(watcher.node.inner.lock().unwrap().apply(command));
+    let names = || ("default".to_owned(), "default".to_owned());
+    for byte in 0..3u8 {
+        for key in 0..2 {
+            let ((tenant, collection), key) = (names(), Bytes::from(format!("k{key}")));
+            let value = vec![byte; crate::kv::machine::MAX_VALUE_BYTES].into();
+            apply(KvCommand::Put { tenant, collection, key, value });
+        }
+    }
+    let (tenant, collection) = names();
+    apply(KvCommand::DeleteRange { tenant, collection, start: "k".into(), end: Bytes::new(), limit: 0 });
+    let request = v1::WatchRequest { from_revision: 1, previous: true, ..Default::default() };
+    let mut watch = watcher.watch(request).await.unwrap();
+    let (mut told, mut next) = (Vec::new(), 0);
+    while next < 8 {
+        let message = within(watch.next()).await.unwrap().unwrap();
+        assert!(message.encoded_len() < 4 * 1024 * 1024, "{}", message.encoded_len());
+        next = message.next_revision;
+        told.extend(message.events.into_iter().map(|event| {
+            let previous = event.previous.map(|item| (item.value.len(), item.value[0], item.mod_revision));
+            (event.revision, previous)
+        }));
+    }
+    let updates = (3..=6).map(|revision: u64| (revision, revision - 2));
+    let deletes = (5..=6).map(|before| (7, before));
+    let before = |before: u64| (crate::kv::machine::MAX_VALUE_BYTES, ((before - 1) / 2) as u8, before);
+    let inserts = (1..=2).map(|revision| (revision, None));
+    let expected: Vec<_> =
+        inserts.chain(updates.chain(deletes).map(|(revision, at)| (revision, Some(before(at))))).collect();
+    assert_eq!(told, expected);
+}
+
+/// What the feed does not reach back to is said to be unknown, and what it reaches back to is told.
+#[tokio::test(start_paused = true)]
+async fn what_is_not_kept_any_more_is_told_to_be_unknown() {
+    let watcher = Watcher::of(FakeNode::new()).await;
+    watcher.node.put("k", 1);
+    // The state comes whole: the feed begins behind it.
+    watcher.node.inner.lock().unwrap().begin(HISTORY, 1);
+    watcher.node.put("k", 2);
+    watcher.node.put("k", 3);
+    let request = v1::WatchRequest { from_revision: 2, previous: true, ..Default::default() };
+    let mut watch = watcher.watch(request).await.unwrap();
+    let mut told = Vec::new();
+    while told.len() < 2 {
+        told.extend(within(watch.next()).await.unwrap().unwrap().events);
+    }
+    assert_eq!((&told[0].previous, told[0].previous_unknown), (&None, true));
+    let previous = told[1].previous.as_ref().unwrap();
+    assert_eq!((previous.mod_revision, previous.version, told[1].previous_unknown), (2, 2, false));
+}
+
+impl Watcher {
+    async fn ask(&self, watch_id: u64) -> Result<u64, Failure> {
+        let (by, request) = (Answerer::of(&self.node), v1::WatchProgressRequest { watch_id });
+        progress::ask(&self.node, &by, &self.asked, request).await.map(|answer| answer.next_revision)
+    }
+}
+
+/// On virtual time: what is asked for is said at once, and not when it is due anyway.
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_asked_says_how_far_it_is_and_not_before_it_is_there() {
+    let watcher = Watcher::of(FakeNode::new()).await;
+    let of_others = v1::WatchRange { start: "z".into(), end: Bytes::new() };
+    let request =
+        v1::WatchRequest { from_revision: 1, ranges: vec![of_others], watch_id: 7, ..Default::default() };
+    let mut watch = watcher.watch(request).await.unwrap();
+    assert_eq!(within(watch.next()).await.unwrap().unwrap().next_revision, 1);
+    watcher.node.put("k", 1);
+    let begun = tokio::time::Instant::now();
+    assert_eq!(watcher.ask(7).await.unwrap(), 2);
+    assert_eq!(within(watch.next()).await.unwrap().unwrap().next_revision, 2);
+    assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
+
+    // The cluster is further than this node: the watch says it once the node is there, and until then what is due.
+    watcher.node.inner.lock().unwrap().present = Some(3);
+    assert_eq!(watcher.ask(7).await.unwrap(), 4);
+    let message = within(watch.next()).await.unwrap().unwrap();
+    assert_eq!((message.next_revision, begun.elapsed() >= Duration::from_secs(4)), (2, true));
+    let begun = tokio::time::Instant::now();
+    watcher.node.put("z", 1);
+    let told = within(watch.next()).await.unwrap().unwrap();
+    assert_eq!((told.next_revision, told.events.len()), (3, 1));
+    watcher.node.put("k", 1);
+    assert_eq!(within(watch.next()).await.unwrap().unwrap().next_revision, 4);
+    assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
+
+    for (watch_id, reason) in [(0, Reason::Invalid), (8, Reason::NotFound)] {
+        assert_eq!(watcher.ask(watch_id).await.unwrap_err().reason(), reason);
+    }
+    drop(watch);
+    assert_eq!(watcher.ask(7).await.unwrap_err().reason(), Reason::NotFound);
+    assert_eq!(watcher.asked.count(), 0, "nothing is kept of a watch that has gone");
 }

@@ -31,7 +31,10 @@ fn head(frame: &[u8], most: usize) -> Result<Head, Failure> {
 /// As a node reads what a follower has sent.
 fn read(frame: &[u8], is_first: bool) -> Result<SubscribeRequest, Failure> {
     match is_first {
-        true => read_first(head(frame, MAX_FIRST_BYTES)?, &frame[HEAD_BYTES..]),
+        true => match read_first(head(frame, MAX_FIRST_BYTES)?, &frame[HEAD_BYTES..])? {
+            FirstFrame::Subscribe(request) => Ok(*request),
+            FirstFrame::Authenticate(_) => Err(invalid("it says who it is")),
+        },
         false => read_later(head(frame, MAX_LATER_BYTES)?, &frame[HEAD_BYTES..]),
     }
 }

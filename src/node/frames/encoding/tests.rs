@@ -19,7 +19,7 @@ fn event(operation: EventOperation, value: &[u8]) -> AppliedEvent {
 }
 
 fn entry(content: EntryContent<'_>, is_item: bool) -> SentEntry<'_> {
-    SentEntry { at: AT, content, more: false, history: None, is_item }
+    SentEntry { at: AT, content, more: false, history: None, is_item, before: None }
 }
 
 /// The kind of a frame, and what stands behind it.

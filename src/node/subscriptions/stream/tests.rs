@@ -5,6 +5,7 @@ use super::super::grpc::one_by_one;
 use super::super::registry::{FollowerCaller, Subscribers};
 use super::super::wire::ProtobufEncoding;
 use super::*;
+use crate::door::rights::Principal;
 use crate::door::streams::{Responses, stream as line_of_chunks};
 use crate::feed::{Feed, Recorder};
 use crate::incoming::Places;
@@ -37,6 +38,7 @@ async fn world(first: SubscribeRequest) -> World {
         outlet: Arc::new(outlet),
         encoding: ProtobufEncoding,
         caller: Places::new(8, 0).admit(None).await,
+        principal: Arc::new(Principal::everyone()),
         limits: Arc::default(),
         draining,
     };

@@ -26,6 +26,9 @@ struct Statement {
     furthest: LogId,
     /// The last membership that it has sent.
     membership: Option<(LogId, Voters)>,
+    /// Up to where the core was told to commit. The core knows it before what it shows of itself does, and gives up entries for
+    /// others by what it knows: a leader that contradicts itself in between would have it give up what is committed.
+    committed: Option<LogId>,
 }
 
 impl Statements {
@@ -41,6 +44,13 @@ impl Statements {
         term_at: impl FnOnce(u64) -> Option<u64>,
     ) -> Checked {
         let (first, last) = ends(append);
+        let told =
+            self.lock().as_ref().filter(|before| before.vote == append.vote).and_then(|told| told.committed);
+        let mut named = append.entries.iter().map(position_of).chain(first);
+        ensure(
+            told.is_none_or(|told| named.all(|at| in_one_log(at, told))),
+            "its sender has said before that something else is committed",
+        )?;
         let furthest = self.note(append.vote, first, last)?;
         self.note_membership(append);
         let Some(commit) = append.leader_commit.as_ref().map(type_config::from_log_id) else { return Ok(()) };
@@ -61,8 +71,10 @@ impl Statements {
             }
             _ => term_at(commit.index) == Some(commit.term),
         };
-        if !is_true {
-            append.leader_commit = None;
+        match is_true {
+            true => self
+                .note_committed(append.vote, if commit.index < furthest.index { commit } else { furthest }),
+            false => append.leader_commit = None,
         }
         Ok(())
     }
@@ -90,7 +102,7 @@ impl Statements {
         {
             match statement.as_mut().filter(|before| before.vote == vote) {
                 Some(same) => same.furthest = furthest,
-                None => *statement = Some(Statement { vote, furthest, membership: None }),
+                None => *statement = Some(Statement { vote, furthest, membership: None, committed: None }),
             }
         }
         Ok(furthest)
@@ -98,6 +110,14 @@ impl Statements {
 
     fn lock(&self) -> MutexGuard<'_, Option<Statement>> {
         self.0.lock().expect("invariant: no panic under this lock")
+    }
+
+    fn note_committed(&self, vote: type_config::Vote, upto: LogId) {
+        if let Some(statement) = self.lock().as_mut().filter(|statement| statement.vote == vote)
+            && statement.committed.is_none_or(|before| before.index < upto.index)
+        {
+            statement.committed = Some(upto);
+        }
     }
 
     fn note_membership(&self, append: &AppendEntriesRequest<TypeConfig>) {
@@ -141,6 +161,13 @@ mod tests {
         assert_eq!(told(6, Some((5, 60)), &[], (5, 55), None), Ok(true), "one term, one entry");
         assert_eq!(told(6, None, &[], (5, 70), None), Ok(false), "older than what it has named before it");
         assert!(told(6, Some((5, 62)), &[], (5, 50), None).is_err(), "it has named another entry there");
+        // It was told on that (6, 61) is committed.
+        assert!(
+            told(6, Some((5, 60)), &[(5, 61)], (5, 50), None).is_err(),
+            "another entry is committed there"
+        );
+        assert!(told(6, Some((5, 61)), &[], (5, 50), None).is_err(), "another entry is committed there");
+        assert!(told(6, Some((6, 60)), &[(6, 61), (6, 62)], (6, 61), None).is_ok());
         // Another leader has another log.
         assert_eq!(told(7, Some((5, 62)), &[], (5, 62), None), Ok(true));
     }

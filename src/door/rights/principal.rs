@@ -1,0 +1,144 @@
+//! Who a caller is, what it may do, and for how long.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::grants::{AccessRole, DataRight, Granted, Touched};
+use super::in_force::{CredentialKey, Identified, InForce};
+use super::table::CallRight;
+
+/// A caller that has been identified. A stream ends when what it was begun by is no more.
+#[derive(Clone)]
+pub(crate) struct Principal {
+    name: Arc<str>,
+    key: CredentialKey,
+    granted: Arc<Granted>,
+    /// In seconds since the Unix epoch, and by the clock of this process.
+    expires: Option<(u64, Instant)>,
+    in_force: Option<watch::Receiver<Arc<InForce>>>,
+}
+
+/// Without what may be secret.
+impl fmt::Debug for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Principal")
+            .field("name", &self.name)
+            .field("kind", &self.kind())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What ends a stream whose caller is not identified any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RightEnded {
+    Expired,
+    Withdrawn,
+}
+
+impl Principal {
+    /// A caller of a node that asks for no credentials.
+    pub(crate) fn everyone() -> Self {
+        Self {
+            name: "everyone".into(),
+            key: CredentialKey::Unneeded,
+            granted: Arc::new(Granted::everything()),
+            expires: None,
+            in_force: None,
+        }
+    }
+
+    /// A caller of whom nothing is known, who may do nothing.
+    pub(crate) fn nobody() -> Self {
+        Self {
+            name: "nobody".into(),
+            key: CredentialKey::Anonymous,
+            granted: Arc::default(),
+            expires: None,
+            in_force: None,
+        }
+    }
+
+    /// The one that was `identified` at `now`, in seconds since the Unix epoch, by what `in_force` showed then.
+    pub(super) fn new(identified: Identified, now: u64, in_force: watch::Receiver<Arc<InForce>>) -> Self {
+        /// A clock of this process does not reach further.
+        const LONGEST: Duration = Duration::from_hours(24 * 365);
+        let Identified { name, key, granted, expires } = identified;
+        let left = |at: u64| Duration::from_secs(at.saturating_sub(now)).min(LONGEST);
+        let expires = expires.map(|at| (at, Instant::now() + left(at)));
+        Self { name, key, granted, expires, in_force: Some(in_force) }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it was identified by.
+    pub(crate) fn kind(&self) -> &'static str {
+        self.key.kind()
+    }
+
+    /// Whether it may do everything, so that it need not be found out what it asks for.
+    pub(crate) fn is_everyone(&self) -> bool {
+        self.key == CredentialKey::Unneeded
+    }
+
+    /// Whether it has `right`, as far as that does not depend on what it asks for.
+    pub(crate) fn may(&self, right: CallRight) -> bool {
+        match right {
+            CallRight::Nothing => true,
+            CallRight::Anything => self.granted.is_something(),
+            CallRight::Observe | CallRight::Settings => self.granted.has(AccessRole::Observe),
+            CallRight::Operate => self.operates(),
+            CallRight::Data => self.granted.has_data(),
+            CallRight::Session => self.granted.writes_something(),
+        }
+    }
+
+    pub(crate) fn operates(&self) -> bool {
+        self.granted.has(AccessRole::Operate)
+    }
+
+    /// Whether it may open and close sessions.
+    pub(crate) fn writes_something(&self) -> bool {
+        self.granted.writes_something()
+    }
+
+    /// Whether it has `right` to all of what is `touched`.
+    pub(crate) fn covers(&self, right: DataRight, touched: Touched<'_>) -> bool {
+        self.is_everyone() || self.granted.covers(right, touched)
+    }
+
+    /// Whether this can come to an end.
+    pub(crate) fn can_end(&self) -> bool {
+        self.in_force.is_some()
+    }
+
+    /// Waits until the credential expires or is withdrawn, or less or more is granted by it.
+    pub(crate) async fn ended(&self) -> RightEnded {
+        let Some(mut in_force) = self.in_force.clone() else { return std::future::pending().await };
+        let until = self.expires.map(|(at, _)| at);
+        loop {
+            if !in_force.borrow_and_update().still_grants(&self.key, &self.granted, until) {
+                return RightEnded::Withdrawn;
+            }
+            let expired = async {
+                match self.expires {
+                    Some((_, at)) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = expired => return RightEnded::Expired,
+                changed = in_force.changed() => if changed.is_err() {
+                    // The port is gone, and its streams with it.
+                    return RightEnded::Withdrawn;
+                },
+            }
+        }
+    }
+}

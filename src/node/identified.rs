@@ -1,0 +1,140 @@
+//! Who makes a request, whether it may, and what follows from that for the answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::settings::Refused;
+use super::{http, replication};
+use crate::door::Credentials;
+use crate::door::bodies::is_grpc;
+use crate::door::permitted::PermittedBody;
+use crate::door::rights::audit::{self, AuditedCall};
+use crate::door::rights::table::{self, CallRight};
+use crate::door::rights::{PresentedCredential, Principal};
+use crate::incoming::Caller;
+use crate::proto::v1::Failure;
+use crate::reason::Reason;
+
+/// For so long what was begun on a pipeline is answered after the credential of its caller has ended. Nothing more is read from it.
+pub(super) const PIPELINE_GRACE: Duration = Duration::from_secs(5);
+
+/// A request whose caller is known, and may make it.
+pub(super) struct Admitted {
+    principal: Arc<Principal>,
+    /// Whether something is to be changed about the node or the cluster, by whom is then told in the log.
+    operates: bool,
+    caller: Arc<Caller>,
+}
+
+/// Finds out who makes `request` on the connection of `caller`, and whether it may.
+///
+/// # Errors
+/// The answer, when it may not.
+pub(super) fn admit(
+    credentials: Option<&Credentials>,
+    request: &Request,
+    caller: &Arc<Caller>,
+) -> Result<Admitted, Response> {
+    let path = request.uri().path();
+    let right = table::of_request(request.method(), path);
+    let operates = right == Some(CallRight::Operate);
+    let admitted = |principal| Admitted { principal: Arc::new(principal), operates, caller: caller.clone() };
+    let Some(credentials) = credentials else { return Ok(admitted(Principal::everyone())) };
+    if right == Some(CallRight::Nothing) {
+        return Ok(admitted(Principal::nobody()));
+    }
+    let shown = PresentedCredential {
+        bearer: bearer(request.headers()),
+        certificate: caller.certificate().unwrap_or_default(),
+    };
+    let asked = AuditedCall { path, address: caller.address() };
+    match credentials.admit(shown, right, &asked) {
+        // Whatever is behind it: nobody has said who may ask for it.
+        Ok(_) if right.is_none() => Err(http::unknown(request.headers(), request.uri())),
+        Ok(principal) => Ok(admitted(principal)),
+        Err(failure) => Err(refusal(failure, is_grpc(request.headers()))),
+    }
+}
+
+/// The token that a request shows. One that is shown in another way than it should be is a wrong one.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    const UNREADABLE: &str = "";
+    let mut shown = headers.get_all(header::AUTHORIZATION).iter();
+    let (first, another) = (shown.next()?, shown.next());
+    let text = first.to_str().ok().filter(|_| another.is_none()).unwrap_or(UNREADABLE);
+    match text.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Some(token.trim()),
+        _ => Some(UNREADABLE),
+    }
+}
+
+fn refusal(failure: Failure, is_grpc: bool) -> Response {
+    let reason = failure.reason();
+    if is_grpc {
+        return tonic::Status::from(failure).into_http();
+    }
+    let code = StatusCode::from_u16(reason.http_status(false));
+    let code = code.expect("invariant: the table holds statuses of HTTP");
+    let refused = Refused::new(failure.message, "docs/SECURITY.md says who may ask for what");
+    let mut answer = replication::refusal(code, reason, None, &refused);
+    if reason == Reason::Unauthenticated {
+        answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    answer
+}
+
+impl Admitted {
+    /// Has `request` answered by `next`. What is still being sent `grace` after the caller's credential has ended, ends.
+    pub(super) async fn serve(self, mut request: Request, next: Next, grace: Duration) -> Response {
+        let Self { principal, operates, caller } = self;
+        let is_grpc = is_grpc(request.headers());
+        let path = operates.then(|| request.uri().path().to_owned());
+        request.extensions_mut().insert(principal.clone());
+        let response = next.run(request).await;
+        if let Some(path) = path {
+            let call = AuditedCall { path: &path, address: caller.address() };
+            audit::operated(&call, &principal, outcome(&response));
+        }
+        match is_grpc && principal.can_end() {
+            true => response.map(|body| Body::new(PermittedBody::new(body, principal, grace))),
+            false => response,
+        }
+    }
+}
+
+/// What came of a call that is answered at once.
+fn outcome(response: &Response) -> String {
+    match tonic::Status::from_header_map(response.headers()) {
+        Some(status) if status.code() != tonic::Code::Ok => format!("{:?}", status.code()),
+        _ if response.status().is_success() => "ok".to_owned(),
+        _ => response.status().as_u16().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_shown_in_one_way() {
+        let shown = |values: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::AUTHORIZATION, HeaderValue::from_static(value));
+            }
+            bearer(&headers).map(str::to_owned)
+        };
+        assert_eq!(shown(&[]), None);
+        assert_eq!(shown(&["Bearer abc"]).as_deref(), Some("abc"));
+        assert_eq!(shown(&["bearer  abc "]).as_deref(), Some("abc"));
+        for wrong in [&["abc"][..], &["Basic abc"], &["Bearer abc", "Bearer abc"], &["Bearer"], &[""]] {
+            assert_eq!(shown(wrong).as_deref(), Some(""), "{wrong:?}");
+        }
+    }
+}
