@@ -2,11 +2,18 @@
 
 use super::{ServeConfig, SettingsError, invalid};
 use crate::address::Address;
+use crate::trust::port::ClientCertificates;
+use crate::trust::settings::PeerAuth;
 
 impl ServeConfig {
-    /// Whether the other members have to prove who they are.
+    /// Whether the other members have to prove who they are. Where they need not, it protects against nobody.
     fn identifies_peers(&self) -> bool {
-        false
+        self.peer_trust.auth() == PeerAuth::Required
+    }
+
+    /// Whether clients have to: by a token, or by a certificate without which there is no connection.
+    fn identifies_clients(&self) -> bool {
+        self.door.auth.is_required() || self.tls.client_auth == ClientCertificates::Required
     }
 
     /// Refuses to listen beyond this machine where nobody is asked who it is.
@@ -17,9 +24,9 @@ impl ServeConfig {
         if self.insecure {
             return Ok(());
         }
-        let (is_replica, asks) = (self.translation.replica.is_some(), self.door.auth.is_required());
+        let (is_replica, asks) = (self.translation.replica.is_some(), self.identifies_clients());
         let frames = self.frames_listen.as_deref().unwrap_or_default();
-        let clients = "name a file of tokens with --tokens-file";
+        let clients = "name a file of tokens with --tokens-file, or have them show certificates with --tls-client-auth required";
         for (flag, address, is_asked, remedy) in [
             ("--client-listen", self.client_listen.as_str(), asks, clients),
             ("--frames-listen", frames, asks, clients),
@@ -82,8 +89,17 @@ mod tests {
         for part in ["--peer-listen", "--peer-secret-file", "--peer-ca", "--insecure"] {
             assert!(refused(&config).contains(part), "{}", refused(&config));
         }
+        config.peer_trust.secret_file = Some(PathBuf::from("secret"));
+        assert!(config.check_exposure().is_ok());
+        config.peer_trust.auth = Some(PeerAuth::Optional);
+        assert!(refused(&config).contains("--peer-listen"), "plain connections are taken, too");
         config.insecure = true;
         assert!(config.check_exposure().is_ok());
+        (config.insecure, config.peer_trust.auth) = (false, None);
+        config.door.auth.tokens_file = None;
+        assert!(refused(&config).contains("--client-listen"));
+        config.tls.client_auth = ClientCertificates::Required;
+        assert!(config.check_exposure().is_ok(), "there is no connection without a certificate");
         let frames = Some("10.0.0.1:7811".to_owned());
         let config = ServeConfig { frames_listen: frames, ..ServeConfig::default() };
         assert!(refused(&config).contains("--frames-listen"));
