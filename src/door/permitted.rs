@@ -12,7 +12,7 @@ use tonic::Status;
 
 use super::failure;
 use super::guest::{Guest, guarded};
-use super::rights::Principal;
+use super::rights::{CountedCall, Principal};
 use super::rights::grants::{DataRight, Touched};
 use crate::proto::v1::Failure;
 
@@ -94,16 +94,22 @@ pub(crate) struct PermittedBody {
     body: Body,
     ended: Pin<Box<dyn Future<Output = ()> + Send>>,
     is_over: bool,
+    _counted: Option<CountedCall>,
 }
 
 impl PermittedBody {
-    /// `body` as an answer to `principal`, which may go on for so long after that has ended.
-    pub(crate) fn new(body: Body, principal: Arc<Principal>, grace: Duration) -> Self {
+    /// `body` as an answer to `principal`, which may go on for so long after that has ended. The call counts until all of it is sent.
+    pub(crate) fn new(
+        body: Body,
+        principal: Arc<Principal>,
+        grace: Duration,
+        counted: Option<CountedCall>,
+    ) -> Self {
         let ended = Box::pin(async move {
             principal.ended().await;
             tokio::time::sleep(grace).await;
         });
-        Self { body, ended, is_over: false }
+        Self { body, ended, is_over: false, _counted: counted }
     }
 }
 

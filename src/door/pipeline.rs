@@ -214,8 +214,8 @@ where
     let mut waiting = None;
     while let Some(mut request) = requests.next() {
         let (Weight { permits, expected }, mut made) = F::weigh(&request);
-        let admitted = outlet.try_admit(permits);
-        if !admitted || (expected > 0 && !outlet.has_room()) {
+        let (admitted, pause) = (outlet.try_admit(permits), outlet.principal.ask_later());
+        if !admitted || pause.is_some() || (expected > 0 && !outlet.has_room()) {
             // Reads that are not started would never give back what they have.
             start_reads(node, outlet, std::mem::take(&mut reads));
             // What waits stays as it was sent.
@@ -233,6 +233,9 @@ where
                 }
             }
             if !admitted && !outlet.admit(permits).await {
+                return false;
+            }
+            if !outlet.pauses(pause).await {
                 return false;
             }
             if expected > 0 && !outlet.room().await {

@@ -282,6 +282,16 @@ impl<G: Guest> AnswerOutlet<G> {
         self.shared.close();
     }
 
+    /// Waits before the next request of a caller that asks for more than it may; false when the client is gone.
+    pub(super) async fn pauses(&self, pause: Option<Duration>) -> bool {
+        let Some(pause) = pause else { return true };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => true,
+            () = self.sender.closed() => false,
+            _ = self.principal.ended() => true,
+        }
+    }
+
     /// Counts `bytes` of requests that wait.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use serde::Deserialize;
 
-use super::grants::{Grant, Granted, AccessRole};
+use super::grants::{AccessRole, CallerLimits, Grant, Granted};
 use super::hex;
 
 /// Most entries of a file.
@@ -40,6 +40,8 @@ pub(super) struct TokenEntry {
     pub(super) roles: Vec<AccessRole>,
     #[serde(default)]
     pub(super) grants: Vec<Grant>,
+    #[serde(default)]
+    pub(super) limits: CallerLimits,
 }
 
 impl TokenEntry {
@@ -61,6 +63,8 @@ pub(super) struct CertificateEntry {
     pub(super) roles: Vec<AccessRole>,
     #[serde(default)]
     pub(super) grants: Vec<Grant>,
+    #[serde(default)]
+    pub(super) limits: CallerLimits,
 }
 
 impl TokensFile {
@@ -129,7 +133,8 @@ mod tests {
         let file = TokensFile::parse(&text).unwrap();
         let [token] = &file.token[..] else { panic!("{file:?}") };
         assert_eq!((token.name.as_str(), token.expires), ("app", Some(1_800_000_000)));
-        let granted = Granted { roles: token.roles.clone(), grants: token.grants.clone() };
+        let (roles, grants) = (token.roles.clone(), token.grants.clone());
+        let granted = Granted { roles, grants, ..Granted::default() };
         let orders = Touched::Collection { tenant: "acme", collection: "orders" };
         assert!(granted.covers(DataRight::Write, orders) && granted.has(AccessRole::Observe));
         assert_eq!(file.certificate[0].name, "replica.example.com");

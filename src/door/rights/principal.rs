@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use super::grants::{AccessRole, DataRight, Granted, Touched};
 use super::in_force::{CredentialKey, Identified, InForce};
 use super::table::CallRight;
+use super::usage::{CallerUsage, CountedCall, Usages};
 
 /// A caller that has been identified. A stream ends when what it was begun by is no more.
 #[derive(Clone)]
@@ -20,6 +21,8 @@ pub(crate) struct Principal {
     /// In seconds since the Unix epoch, and by the clock of this process.
     expires: Option<(u64, Instant)>,
     in_force: Option<watch::Receiver<Arc<InForce>>>,
+    /// What it takes, where that is limited.
+    usage: Option<Arc<CallerUsage>>,
 }
 
 /// Without what may be secret.
@@ -28,6 +31,10 @@ impl fmt::Debug for Principal {
         f.debug_struct("Principal").field("name", &self.name).field("kind", &self.kind()).finish_non_exhaustive()
     }
 }
+
+/// A caller asks for more than its credential allows at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TooMuchAsked;
 
 /// What ends a stream whose caller is not identified any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +52,7 @@ impl Principal {
             granted: Arc::new(Granted::everything()),
             expires: None,
             in_force: None,
+            usage: None,
         }
     }
 
@@ -56,17 +64,24 @@ impl Principal {
             granted: Arc::default(),
             expires: None,
             in_force: None,
+            usage: None,
         }
     }
 
     /// The one that was `identified` at `now`, in seconds since the Unix epoch, by what `in_force` showed then.
-    pub(super) fn new(identified: Identified, now: u64, in_force: watch::Receiver<Arc<InForce>>) -> Self {
+    pub(super) fn new(
+        identified: Identified,
+        now: u64,
+        in_force: watch::Receiver<Arc<InForce>>,
+        usages: &Usages,
+    ) -> Self {
         /// A clock of this process does not reach further.
         const LONGEST: Duration = Duration::from_hours(24 * 365);
         let Identified { name, key, granted, expires } = identified;
         let left = |at: u64| Duration::from_secs(at.saturating_sub(now)).min(LONGEST);
         let expires = expires.map(|at| (at, Instant::now() + left(at)));
-        Self { name, key, granted, expires, in_force: Some(in_force) }
+        let usage = (!granted.limits.is_none()).then(|| usages.of(&name));
+        Self { name, key, granted, expires, in_force: Some(in_force), usage }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -97,6 +112,36 @@ impl Principal {
 
     pub(crate) fn operates(&self) -> bool {
         self.granted.has(AccessRole::Operate)
+    }
+
+    /// One more call of it, which counts until the guard goes; none if nothing is to be counted.
+    ///
+    /// # Errors
+    /// When it has as many under way as it may have.
+    pub(crate) fn begin(&self) -> Result<Option<CountedCall>, TooMuchAsked> {
+        let Some(usage) = &self.usage else { return Ok(None) };
+        usage.begin(self.granted.limits).map(Some).ok_or(TooMuchAsked)
+    }
+
+    /// One more request of it.
+    ///
+    /// # Errors
+    /// When it asks for more in a second than it may.
+    pub(crate) fn ask(&self) -> Result<(), TooMuchAsked> {
+        let Some(usage) = &self.usage else { return Ok(()) };
+        match usage.ask(self.granted.limits).is_zero() {
+            true => Ok(()),
+            false => {
+                usage.unask(self.granted.limits);
+                Err(TooMuchAsked)
+            }
+        }
+    }
+
+    /// One more request of it, which is to wait for so long; none if it need not.
+    pub(crate) fn ask_later(&self) -> Option<Duration> {
+        let wait = self.usage.as_ref()?.ask(self.granted.limits);
+        Some(wait).filter(|wait| !wait.is_zero())
     }
 
     /// Whether it may open and close sessions.

@@ -62,7 +62,7 @@ fn a_token_stands_for_the_entry_with_its_hash() {
     assert!(!format!("{present:?}").contains(&token_hash(&token)));
 
     // What streams ask later.
-    let granted = Granted { roles: vec![AccessRole::Observe], grants: Vec::new() };
+    let granted = Granted { roles: vec![AccessRole::Observe], ..Granted::default() };
     assert!(present.still_grants(&key, &granted, None));
     assert!(!present.still_grants(&key, &Granted::everything(), None));
     assert!(!present.still_grants(&key, &granted, Some(1)), "it ends at another time by now");

@@ -82,9 +82,10 @@ async fn follow<N: OperatedNode>(
     };
     let begun = first.and_then(|(token, first)| {
         let principal = identify(credentials.as_ref(), &follower.caller, token.as_deref())?;
-        Ok((first, Arc::new(principal), admit(&service, &follower.caller)?))
+        let counted = principal.begin().map_err(|_| failure::too_much_asked())?;
+        Ok((first, (Arc::new(principal), counted), admit(&service, &follower.caller)?))
     });
-    let ((first, principal, place), open) = match call.open(begun) {
+    let ((first, (principal, _counted), place), open) = match call.open(begun) {
         Ok(begun) => begun,
         Err(failure) => return Some(failure),
     };
