@@ -19,7 +19,9 @@ pub use report::Report;
 pub use crate::logging::{flush as flush_log, last_words};
 
 use crate::duration;
-use crate::kv::client::{Client, ClientConfig, Endpoint, KnownLeader, SESSION_TTL_MAX, SESSION_TTL_MIN, Token};
+use crate::kv::client::{
+    Client, ClientConfig, Endpoint, KnownLeader, SESSION_TTL_MAX, SESSION_TTL_MIN, Token,
+};
 use crate::reason::Reason;
 
 pub mod bench;
@@ -160,7 +162,9 @@ impl Common {
         let unusable = |path: PathBuf| move |source| CliError::Input { path, source };
         match (&self.token_file, std::env::var(TOKEN)) {
             (Some(path), _) => Token::from_file(path).map(Some).map_err(unusable(path.clone())),
-            (None, Ok(token)) if !token.is_empty() => Token::new(&token).map(Some).map_err(unusable(TOKEN.into())),
+            (None, Ok(token)) if !token.is_empty() => {
+                Token::new(&token).map(Some).map_err(unusable(TOKEN.into()))
+            }
             (None, _) => Ok(None),
         }
     }

@@ -40,7 +40,9 @@ enum TokenCommand {
     )]
     Create(CreateArgs),
     /// Print the hash of a token, as the file of tokens has it
-    #[command(after_help = "Example:\n  quorate token hash token.txt\n  pass show quorate | quorate token hash")]
+    #[command(
+        after_help = "Example:\n  quorate token hash token.txt\n  pass show quorate | quorate token hash"
+    )]
     Hash(FileArgs),
     /// Make a key that signs tokens; what nodes are given as --jwt-keys is printed
     #[command(
@@ -53,7 +55,9 @@ enum TokenCommand {
     )]
     Sign(SignArgs),
     /// Show what is in a token; nothing is verified
-    #[command(after_help = "Example:\n  quorate token show app.token\n  quorate token show --token-file app.token")]
+    #[command(
+        after_help = "Example:\n  quorate token show app.token\n  quorate token show --token-file app.token"
+    )]
     Show(FileArgs),
 }
 
@@ -83,7 +87,9 @@ impl GrantArgs {
         let granted = Granted { roles: roles.collect(), grants: self.grants, ..Granted::default() };
         match granted.is_something() {
             true => Ok(granted),
-            false => Err(CliError::Usage("a token that grants nothing is of no use: give --role or --grant".into())),
+            false => Err(CliError::Usage(
+                "a token that grants nothing is of no use: give --role or --grant".into(),
+            )),
         }
     }
 }

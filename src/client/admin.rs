@@ -275,7 +275,9 @@ impl Client {
                     break;
                 }
                 // It is the same at the next attempt.
-                Err(NoStatus::Refused(failure)) if judge::is_unwelcome(&failure) => return Err(refused(&link, failure)),
+                Err(NoStatus::Refused(failure)) if judge::is_unwelcome(&failure) => {
+                    return Err(refused(&link, failure));
+                }
                 Err(NoStatus::Refused(failure)) => met = Some(format!("{endpoint}: {}", failure.message)),
                 // What was met before tells more than what it does not answer in next to no time.
                 Err(NoStatus::Unanswered(_)) if met.is_some() => {}

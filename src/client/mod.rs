@@ -77,8 +77,8 @@ pub use subscription::{
     EntriesPage, EntryCompression, EntryFilter, FollowFrom, FollowedChange, FollowedEntry, FollowedOperation,
     FollowedProgress, ReplicationStatus, SnapshotPart, SubscribeOptions, Subscription,
 };
-pub use token::Token;
 pub(crate) use subscription::{HeldFile, StateFilePiece, StateFileStream};
+pub use token::Token;
 
 pub use crate::call::Header;
 pub use crate::report::{MemberList, MemberReport, NodeReport, ReplicaReport};

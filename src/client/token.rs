@@ -155,7 +155,8 @@ mod tests {
         let token = Token::new("5ecret").unwrap();
         assert_eq!(token.header(), "Bearer 5ecret");
         let channel = tonic::transport::Endpoint::from_static("http://localhost:1").connect_lazy();
-        let shown = format!("{token:?} {:?} {:?}", token.header(), NodeChannel::new(channel, Some(token.clone())));
+        let shown =
+            format!("{token:?} {:?} {:?}", token.header(), NodeChannel::new(channel, Some(token.clone())));
         assert!(!shown.contains("5ecret"), "{shown}");
         for wrong in ["", "two words", "line\nbreak", "\u{e9}", &"x".repeat(9000)] {
             assert_eq!(Token::new(wrong).unwrap_err().kind(), io::ErrorKind::InvalidData);

@@ -12,8 +12,8 @@ use tonic::Status;
 
 use super::failure;
 use super::guest::{Guest, guarded};
-use super::rights::{CountedCall, Principal};
 use super::rights::grants::{DataRight, Touched};
+use super::rights::{CountedCall, Principal};
 use crate::proto::v1::Failure;
 
 /// The caller of the request with these `extensions`. One that the entrance has not let in may do nothing.

@@ -242,34 +242,45 @@ where
                 return false;
             }
         }
-        match pass_on::<F>(outlet, &request, Weight { permits, expected }, started) {
-            Ok(true) => continue,
-            Ok(false) => {}
-            Err((tag, failure)) => {
-                outlet.refuse(tag, permits, failure);
-                continue;
-            }
+        let weight = Weight { permits, expected };
+        if let Some((ticket, ask)) = opened::<F>(outlet, (request, made), weight, started) {
+            reads.extend(begin(node, outlet, ticket, ask).await);
         }
-        let (tag, ask) = F::open(request, made);
-        let ask = ask.and_then(|ask| permit(&outlet.principal, &ask).map(|()| ask));
-        let ask = match ask {
-            Ok(ask) => ask,
-            Err(failure) => {
-                outlet.refuse(tag, permits, failure);
-                continue;
-            }
-        };
-        outlet.shared.expected.fetch_add(expected, Ordering::Relaxed);
-        let method = match &ask {
-            PipelineRequestKind::Guest { method, .. } => MethodId(*method),
-            PipelineRequestKind::OpenSession(_) => outlet.sessions[0],
-            PipelineRequestKind::CloseSession(_) => outlet.sessions[1],
-        };
-        let ticket = RequestTicket { tag, method, started, permits, expected };
-        reads.extend(begin(node, outlet, ticket, ask).await);
     }
     start_reads(node, outlet, reads);
     true
+}
+
+/// What a request asks for, and its ticket; none if it has been passed on or refused.
+fn opened<F: PipelineFraming>(
+    outlet: &Arc<AnswerOutlet<F::Guest>>,
+    (request, made): (F::Request, F::Made),
+    Weight { permits, expected }: Weight,
+    started: Instant,
+) -> Option<(RequestTicket, PipelineRequestKind<F::Guest>)> {
+    match pass_on::<F>(outlet, &request, Weight { permits, expected }, started) {
+        Ok(true) => return None,
+        Ok(false) => {}
+        Err((tag, failure)) => {
+            outlet.refuse(tag, permits, failure);
+            return None;
+        }
+    }
+    let (tag, ask) = F::open(request, made);
+    let ask = match ask.and_then(|ask| permit(&outlet.principal, &ask).map(|()| ask)) {
+        Ok(ask) => ask,
+        Err(failure) => {
+            outlet.refuse(tag, permits, failure);
+            return None;
+        }
+    };
+    outlet.shared.expected.fetch_add(expected, Ordering::Relaxed);
+    let method = match &ask {
+        PipelineRequestKind::Guest { method, .. } => MethodId(*method),
+        PipelineRequestKind::OpenSession(_) => outlet.sessions[0],
+        PipelineRequestKind::CloseSession(_) => outlet.sessions[1],
+    };
+    Some((RequestTicket { tag, method, started, permits, expected }, ask))
 }
 
 /// Whether `ask` is granted to `principal`.
@@ -305,7 +316,9 @@ fn pass_on<F: PipelineFraming>(
         // Of what cannot be read nobody knows what it touches.
         let (_, ask) = F::open(request.clone(), F::Made::default());
         match ask {
-            Ok(PipelineRequestKind::Guest { request: Err(rejected), .. }) => return Err((tag, rejected.into())),
+            Ok(PipelineRequestKind::Guest { request: Err(rejected), .. }) => {
+                return Err((tag, rejected.into()));
+            }
             Ok(ask) => permit(&outlet.principal, &ask).map_err(|failure| (tag, failure))?,
             Err(failure) => return Err((tag, failure)),
         }

@@ -129,7 +129,9 @@ fn transaction_touches(txn: &TxnRequest, one: &mut impl FnMut(DataRight, &str, &
     for operation in txn.success.iter().chain(&txn.failure) {
         let right = match operation.operation {
             Some(Operation::Get(_) | Operation::Range(_)) => DataRight::Read,
-            Some(Operation::Put(_) | Operation::Delete(_) | Operation::DeleteRange(_)) | None => DataRight::Write,
+            Some(Operation::Put(_) | Operation::Delete(_) | Operation::DeleteRange(_)) | None => {
+                DataRight::Write
+            }
         };
         writes |= right == DataRight::Write;
         one(right, &txn.tenant, &within(&operation.collection));

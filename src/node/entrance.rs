@@ -118,11 +118,11 @@ fn split_port(authority: &str) -> (&str, &str) {
 /// What is needed to let requests in.
 #[derive(Debug)]
 pub(super) struct Entrance {
-    pub(super) names: Names,
-    pub(super) limits: Arc<DoorLimits>,
-    pub(super) methods: Methods,
+    names: Names,
+    limits: Arc<DoorLimits>,
+    methods: Methods,
     /// By which callers are identified, if they are.
-    pub(super) credentials: Option<Credentials>,
+    credentials: Option<Credentials>,
 }
 
 /// Why a request is not let in.
@@ -189,7 +189,8 @@ pub(super) async fn enter(State(entrance): State<Arc<Entrance>>, request: Reques
         Ok(admitted) => {
             let framing = framing(&entrance.methods, path, is_grpc);
             let arriving = |body| Body::new(Arriving::new(body, caller.clone(), limits.clone(), framing));
-            let grace = if entrance.methods.is_pipeline(path) { identified::PIPELINE_GRACE } else { Duration::ZERO };
+            let grace =
+                if entrance.methods.is_pipeline(path) { identified::PIPELINE_GRACE } else { Duration::ZERO };
             admitted.serve(request.map(arriving), next, grace).await
         }
     };
@@ -231,6 +232,15 @@ fn framing(methods: &Methods, path: &str, is_grpc: bool) -> Framing {
 }
 
 impl Entrance {
+    pub(super) fn new(
+        names: Names,
+        limits: Arc<DoorLimits>,
+        methods: Methods,
+        credentials: Option<Credentials>,
+    ) -> Arc<Self> {
+        Arc::new(Self { names, limits, methods, credentials })
+    }
+
     fn check<B>(&self, request: &axum::http::Request<B>) -> Result<(), Unwanted> {
         let headers = request.headers();
         let authority = authority(request.uri(), headers)?;

@@ -363,15 +363,9 @@ impl<G: Guest, N> Server<G, N> {
         F: Future<Output = ()> + Send,
     {
         let Self { arrivals, limits, names, services: own, frames: port, credentials, .. } = self;
-        let limits = Arc::new(limits);
-        let (methods, health_names) = (own.methods::<G>(), own.health_names());
+        let (limits, methods, health_names) = (Arc::new(limits), own.methods::<G>(), own.health_names());
         let places = places(&limits);
-        let entrance = Arc::new(Entrance {
-            names,
-            limits: limits.clone(),
-            methods: methods.clone(),
-            credentials: credentials.clone(),
-        });
+        let entrance = Entrance::new(names, limits.clone(), methods.clone(), credentials.clone());
         let entrance = || axum::middleware::from_fn_with_state(entrance.clone(), entrance::enter);
         let (drain, draining) = watch::channel(false);
         let (reporter, health) = tonic_health::server::health_reporter();
@@ -382,9 +376,7 @@ impl<G: Guest, N> Server<G, N> {
         let completed = || axum::middleware::from_fn_with_state(known.clone(), told::complete);
         let gate = Gate::new(before.into_axum_router().layer(entrance()).layer(completed()));
         let behind = gate.clone();
-        let collector =
-            PortCollector { places: places.clone(), limits: limits.clone(), credentials: credentials.clone() };
-        self.collectors.push(Box::new(collector));
+        self.collectors.push(PortCollector::boxed(&places, &limits, credentials.clone()));
         let later = NodeRoutes::<G, N> {
             collectors: self.collectors,
             log_level: self.log_level,

@@ -14,9 +14,19 @@ use crate::incoming::{Held, Places};
 /// Reads the port's counts at every scrape.
 #[derive(Debug)]
 pub(super) struct PortCollector {
-    pub(super) places: Arc<Places>,
-    pub(super) limits: Arc<DoorLimits>,
-    pub(super) credentials: Option<Credentials>,
+    places: Arc<Places>,
+    limits: Arc<DoorLimits>,
+    credentials: Option<Credentials>,
+}
+
+impl PortCollector {
+    pub(super) fn boxed(
+        places: &Arc<Places>,
+        limits: &Arc<DoorLimits>,
+        credentials: Option<Credentials>,
+    ) -> Box<dyn Collector> {
+        Box::new(Self { places: places.clone(), limits: limits.clone(), credentials })
+    }
 }
 
 impl Collector for PortCollector {

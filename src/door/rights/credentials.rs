@@ -266,10 +266,7 @@ impl CredentialFiles {
 }
 
 /// What the files of `auth` hold, and what tells whether that has changed.
-fn read(
-    auth: &ClientAuth,
-    key: &hmac::Key,
-) -> Result<(InForce, [Option<[u8; 32]>; 2]), CredentialsError> {
+fn read(auth: &ClientAuth, key: &hmac::Key) -> Result<(InForce, [Option<[u8; 32]>; 2]), CredentialsError> {
     let (tokens, keys) = (text(auth.tokens_file.as_deref())?, text(auth.jwt_keys.as_deref())?);
     let wrong = |path: &Option<PathBuf>| {
         let path = path.clone().unwrap_or_default();

@@ -49,7 +49,10 @@ impl TokenEntry {
     /// What is wrong with it.
     pub(super) fn hash(&self) -> Result<[u8; 32], String> {
         hex::decode(&self.sha256).ok_or_else(|| {
-            format!("the sha256 of token \"{}\" is not 64 hexadecimal digits: `quorate token hash` prints it", self.name)
+            format!(
+                "the sha256 of token \"{}\" is not 64 hexadecimal digits: `quorate token hash` prints it",
+                self.name
+            )
         })
     }
 }

@@ -72,7 +72,9 @@ impl FromStr for Grant {
         let rights = rights.split(',').map(right).collect::<Result<Vec<_>, _>>()?;
         match tenant.is_empty() {
             true => Err(FORM.to_owned()),
-            false => Ok(Self { tenant: tenant.to_owned(), prefix: prefix.to_owned(), collection: None, rights }),
+            false => {
+                Ok(Self { tenant: tenant.to_owned(), prefix: prefix.to_owned(), collection: None, rights })
+            }
         }
     }
 }

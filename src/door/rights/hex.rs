@@ -17,5 +17,9 @@ pub(super) fn decode(text: &str) -> Option<[u8; 32]> {
 
 /// The digits of `bytes`.
 pub(super) fn encode(bytes: &[u8]) -> String {
-    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .filter_map(|digit| char::from_digit(digit.into(), 16))
+        .collect()
 }

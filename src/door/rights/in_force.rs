@@ -145,7 +145,11 @@ impl InForce {
     ///
     /// # Errors
     /// Why for nobody.
-    pub(crate) fn identify(&self, shown: PresentedCredential<'_>, now: u64) -> Result<Identified, Unidentified> {
+    pub(crate) fn identify(
+        &self,
+        shown: PresentedCredential<'_>,
+        now: u64,
+    ) -> Result<Identified, Unidentified> {
         match shown.bearer {
             Some(bearer) if bearer.len() > MAX_TOKEN_BYTES => Err(Unidentified::TooLong),
             Some(bearer) => match &self.jwt {
@@ -153,7 +157,9 @@ impl InForce {
                 Some(keys) if bearer.contains('.') => keys.identify(bearer, now),
                 _ => self.token(bearer, now),
             },
-            None => self.certified(shown.certificate).or_else(|| self.anonymous()).ok_or(Unidentified::Missing),
+            None => {
+                self.certified(shown.certificate).or_else(|| self.anonymous()).ok_or(Unidentified::Missing)
+            }
         }
     }
 

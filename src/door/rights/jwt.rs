@@ -77,7 +77,9 @@ impl JwtKeys {
         }
         let key = |(kid, algorithm, bytes): (Option<String>, Algorithm, Vec<u8>)| {
             let key = match algorithm {
-                Algorithm::HS256 => DecodingKey::from_secret(&bytes).map_err(|_| "a secret is empty".to_owned())?,
+                Algorithm::HS256 => {
+                    DecodingKey::from_secret(&bytes).map_err(|_| "a secret is empty".to_owned())?
+                }
                 _ => DecodingKey::from_ed_der(&bytes),
             };
             Ok(JwtKey { kid, hash: super::sha256(&bytes), key, validation: validation(algorithm, &policy) })
@@ -180,7 +182,9 @@ fn of_set(text: &str) -> Result<Vec<ParsedKey>, String> {
             return Err(format!("keys {other} and {place} have the same kid"));
         }
         let algorithm = match &jwk.algorithm {
-            AlgorithmParameters::OctetKeyPair(pair) if pair.curve == EllipticCurve::Ed25519 => Algorithm::EdDSA,
+            AlgorithmParameters::OctetKeyPair(pair) if pair.curve == EllipticCurve::Ed25519 => {
+                Algorithm::EdDSA
+            }
             AlgorithmParameters::OctetKey(_) => Algorithm::HS256,
             _ => return Err(format!("key {place} is neither of Ed25519 (OKP) nor a secret (oct)")),
         };

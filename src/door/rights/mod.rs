@@ -29,9 +29,9 @@ mod jwt;
 mod principal;
 pub(crate) mod signing;
 pub(crate) mod table;
-mod usage;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use ring::digest::{SHA256, digest};
 

@@ -28,7 +28,10 @@ pub(crate) struct Principal {
 /// Without what may be secret.
 impl fmt::Debug for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Principal").field("name", &self.name).field("kind", &self.kind()).finish_non_exhaustive()
+        f.debug_struct("Principal")
+            .field("name", &self.name)
+            .field("kind", &self.kind())
+            .finish_non_exhaustive()
     }
 }
 

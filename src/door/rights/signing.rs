@@ -86,7 +86,8 @@ impl SigningKey {
     /// In words.
     pub(crate) fn sign(&self, claims: &SignedClaims, kid: Option<String>) -> Result<String, String> {
         let header = Header { kid: kid.or_else(|| self.kid.clone()), ..Header::new(self.algorithm) };
-        jsonwebtoken::encode(&header, claims, &self.key).map_err(|error| format!("it cannot be signed: {error}"))
+        jsonwebtoken::encode(&header, claims, &self.key)
+            .map_err(|error| format!("it cannot be signed: {error}"))
     }
 }
 

@@ -172,7 +172,8 @@ mod tests {
         let calls = Rpc::ALL.iter().map(|rpc| (rpc.path(), name(of_rpc(*rpc))));
         let all: Vec<_> = pages.into_iter().chain(calls).collect();
         for (path, right) in &all {
-            let told: Vec<_> = rows.iter().filter(|(told, _)| told == path).map(|(_, right)| *right).collect();
+            let told: Vec<_> =
+                rows.iter().filter(|(told, _)| told == path).map(|(_, right)| *right).collect();
             assert_eq!(told, [right.as_str()], "{path}");
         }
         assert_eq!(rows.len(), all.len(), "it has rows for calls that there are not");

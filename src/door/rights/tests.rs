@@ -44,10 +44,15 @@ fn a_token_stands_for_the_entry_with_its_hash() {
     let (token, other) = (random_token().unwrap(), random_token().unwrap());
     assert!(token.starts_with("qrt_") && token.len() == 4 + 43 && token != other);
     let entry = |name: &str, token: &str, more: &str| {
-        format!("[[token]]\nname = \"{name}\"\nsha256 = \"{}\"\nroles = [\"observe\"]\n{more}", token_hash(token))
+        format!(
+            "[[token]]\nname = \"{name}\"\nsha256 = \"{}\"\nroles = [\"observe\"]\n{more}",
+            token_hash(token)
+        )
     };
     let ends = now() + 60;
-    let file = entry("app", &token, "") + &entry("old", &other, "expires = 1\n") + &entry("new", "n", &format!("expires = {ends}\n"));
+    let file = entry("app", &token, "")
+        + &entry("old", &other, "expires = 1\n")
+        + &entry("new", "n", &format!("expires = {ends}\n"));
     let present = in_force(&file, None);
     let (name, key) = by_token(&present, &token).unwrap();
     assert_eq!((name.as_str(), key.kind()), ("app", "token"));
@@ -83,7 +88,11 @@ fn a_certificate_stands_for_the_first_of_its_names_that_is_listed() {
     assert_eq!(shown(&[]), "anonymous");
     let names = ["replica.example.com".to_owned()];
     let both = PresentedCredential { bearer: Some("wrong"), certificate: &names };
-    assert_eq!(present.identify(both, now()).unwrap_err(), Unidentified::Unknown, "a wrong token is not none");
+    assert_eq!(
+        present.identify(both, now()).unwrap_err(),
+        Unidentified::Unknown,
+        "a wrong token is not none"
+    );
 }
 
 struct Issuer {
@@ -127,7 +136,9 @@ fn a_signed_token_stands_for_what_it_says_by_either_algorithm() {
         let found = present.identify(shown, now()).unwrap();
         assert_eq!((&*found.name, found.key.kind()), ("app", "jwt"));
         let orders = Touched::Collection { tenant: "acme", collection: "orders" };
-        assert!(found.granted.covers(DataRight::Read, orders) && !found.granted.covers(DataRight::Write, orders));
+        assert!(
+            found.granted.covers(DataRight::Read, orders) && !found.granted.covers(DataRight::Write, orders)
+        );
         assert!(found.expires.is_some_and(|at| at > now() + 600), "with the leeway");
         assert!(present.still_grants(&found.key, &found.granted, found.expires));
         let rotated = Issuer { key: new_ed25519("1").unwrap() };
@@ -159,7 +170,9 @@ fn nobody_makes_a_token_without_the_key() {
 
     // The public key in the place of a secret, in whichever form.
     let x = issuer.key.set["keys"][0]["x"].as_str().unwrap();
-    for secret in [x.as_bytes().to_vec(), URL_SAFE_NO_PAD.decode(x).unwrap(), issuer.key.set.to_string().into_bytes()] {
+    for secret in
+        [x.as_bytes().to_vec(), URL_SAFE_NO_PAD.decode(x).unwrap(), issuer.key.set.to_string().into_bytes()]
+    {
         let confused = forged(Algorithm::HS256, &EncodingKey::from_secret(&secret).unwrap(), &claims(|_| {}));
         assert_eq!(why(&present, &confused), Unidentified::Unknown);
     }
@@ -175,11 +188,17 @@ fn nobody_makes_a_token_without_the_key() {
     // Neither of the two algorithms.
     for algorithm in ["HS384", "HS512", "RS256", "ES256", "PS512"] {
         let other = encoded(&json!({ "alg": algorithm }));
-        assert_eq!(why(&present, &format!("{other}.{body}.{signature}")), Unidentified::Unknown, "{algorithm}");
+        assert_eq!(
+            why(&present, &format!("{other}.{body}.{signature}")),
+            Unidentified::Unknown,
+            "{algorithm}"
+        );
     }
 
     // What is none at all.
-    for garbage in ["a.b.c", "..", ".", "a.b", "a.b.c.d", "\u{0}.\u{0}.\u{0}", &format!("{token}.x"), &".".repeat(8192)] {
+    for garbage in
+        ["a.b.c", "..", ".", "a.b", "a.b.c.d", "\u{0}.\u{0}.\u{0}", &format!("{token}.x"), &".".repeat(8192)]
+    {
         let why = why(&present, garbage);
         assert!([Unidentified::Malformed, Unidentified::Unknown].contains(&why), "{garbage:?} {why:?}");
     }
@@ -193,7 +212,10 @@ fn a_token_is_taken_in_its_time_and_by_those_it_is_meant_for() {
     let (present, strict) =
         (in_force("", Some(issuer.keys(policy()))), in_force("", Some(issuer.keys(strict))));
     assert_eq!(why(&present, &issuer.signed(|claims| claims.exp = now() - 60)), Unidentified::Expired);
-    assert!(by_token(&present, &issuer.signed(|claims| claims.exp = now() - 10)).is_ok(), "within the leeway");
+    assert!(
+        by_token(&present, &issuer.signed(|claims| claims.exp = now() - 10)).is_ok(),
+        "within the leeway"
+    );
     // It is meant for somebody, and this node does not know that it is meant.
     let meant = |audience: &str, by: &str| {
         issuer.signed(|claims| (claims.aud, claims.iss) = (Some(audience.into()), Some(by.into())))
@@ -222,7 +244,9 @@ fn a_token_is_taken_in_its_time_and_by_those_it_is_meant_for() {
         claims(|claims| claims["quorate"] = Value::Null),
         claims(|claims| claims["quorate"] = json!({ "roles": ["root"] })),
         // A condition that this version does not know.
-        claims(|claims| claims["quorate"] = json!({ "grants": [{ "tenant": "*", "rights": ["read"], "only": "x" }] })),
+        claims(|claims| {
+            claims["quorate"] = json!({ "grants": [{ "tenant": "*", "rights": ["read"], "only": "x" }] })
+        }),
     ] {
         let why = why(&by_secret, &signed(wrong.clone()));
         assert!([Unidentified::WrongClaims, Unidentified::Malformed].contains(&why), "{wrong} {why:?}");

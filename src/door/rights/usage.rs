@@ -120,10 +120,24 @@ mod tests {
     async fn a_caller_asks_for_so_much_in_a_second_and_for_a_second_at_once() {
         tokio::time::advance(Duration::from_secs(10)).await;
         let (usage, rate) = (Arc::new(CallerUsage::new()), limits(None, Some(10)));
-        let asked = (0..100).filter(|_| usage.ask(rate).is_zero() || { usage.unask(rate); false }).count();
+        let asked = (0..100)
+            .filter(|_| {
+                usage.ask(rate).is_zero() || {
+                    usage.unask(rate);
+                    false
+                }
+            })
+            .count();
         assert_eq!(asked, 10);
         tokio::time::advance(Duration::from_millis(500)).await;
-        let asked = (0..100).filter(|_| usage.ask(rate).is_zero() || { usage.unask(rate); false }).count();
+        let asked = (0..100)
+            .filter(|_| {
+                usage.ask(rate).is_zero() || {
+                    usage.unask(rate);
+                    false
+                }
+            })
+            .count();
         assert_eq!(asked, 5);
         // One that waits for its turn has it later and later.
         let waits: Vec<_> = (0..3).map(|_| usage.ask(rate).as_millis()).collect();

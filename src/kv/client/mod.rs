@@ -41,8 +41,8 @@ pub use crate::client::{
     DEFAULT_ACK_TIMEOUT, Endpoint, EntriesPage, EntryCompression, EntryFilter, FollowFrom, FollowedChange,
     FollowedEntry, FollowedOperation, Header, KnownLeader, Latencies, MemberChange, MemberList, MemberReport,
     MethodMetrics, NodeMetrics, NodeReport, NodeSetting, ReadPreference, Reason, ReplicaReads, ReplicaReport,
-    ReplicationStatus, SessionInfo, SessionPage, StreamMetrics, SubscribeOptions, Subscription,
-    Token, UnconfirmedAnswer,
+    ReplicationStatus, SessionInfo, SessionPage, StreamMetrics, SubscribeOptions, Subscription, Token,
+    UnconfirmedAnswer,
 };
 pub(crate) use crate::client::{SESSION_TTL_MAX, SESSION_TTL_MIN};
 pub use once::Once;

@@ -343,7 +343,8 @@ impl<N: KvNode> KvCalls for KvService<N> {
     ) -> Result<Response<Responses<v1::RangeResponse>>, Status> {
         let call = self.stream_call(RANGE_STREAM, &self.open.long_ranges);
         let Door { node, by, .. } = self.door.clone();
-        let own = self.permit_range(&request).and_then(|()| caller_of(&request).and_then(ranges::RangePlace::take));
+        let own =
+            self.permit_range(&request).and_then(|()| caller_of(&request).and_then(ranges::RangePlace::take));
         let range = ranges::range(node, by, self.moments.clone(), own, request.into_inner(), call);
         Ok(Response::new(range.await?))
     }

@@ -17,9 +17,9 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::codec::{self, FirstFrame, HEAD_BYTES, Head, MAX_FIRST_BYTES, MAX_LATER_BYTES};
 use super::encoding::FrameEncoding;
+use crate::door::Credentials;
 use crate::door::bodies::hold_unfinished;
 use crate::door::failure::{self, invalid};
-use crate::door::Credentials;
 use crate::door::limits::DoorLimits;
 use crate::door::rights::audit::AuditedCall;
 use crate::door::rights::table::CallRight;
@@ -37,8 +37,7 @@ const MAX_UNHEARD: usize = 64;
 const WRITE_BYTES: usize = 64 * 1024;
 const READ_BYTES: usize = 8 * 1024;
 /// What a connection says before it is known to be a follower's.
-pub(super) const BEGINNING_BYTES: usize =
-    2 * HEAD_BYTES + AUTHENTICATE_BYTES + MAX_FIRST_BYTES + READ_BYTES;
+pub(super) const BEGINNING_BYTES: usize = 2 * HEAD_BYTES + AUTHENTICATE_BYTES + MAX_FIRST_BYTES + READ_BYTES;
 /// Bytes of a frame with the longest token.
 const AUTHENTICATE_BYTES: usize = MAX_TOKEN_BYTES + 64;
 /// How long what is left to say may take, the last frame included; and again how long the follower may take to go.

@@ -90,13 +90,12 @@ impl<N: OperatedNode> ReplicationService for SubscriptionService<N> {
         let Door { node, metrics, limits, mut draining, .. } = self.door.clone();
         let method = metrics.methods().id(READ_SNAPSHOT.name);
         let call = StreamCall::new(metrics, method, self.subscribers.snapshot_gauge());
-        let place = caller_of(&request)
-            .and_then(|caller| {
-                // It holds sessions and what else machines keep beside what they tell.
-                let principal = permitted::caller(request.extensions());
-                permitted::part(&principal, DataRight::Subscribe, Touched::Everything)?;
-                Ok((caller, node.may_be_followed()?, self.subscribers.snapshot_place()?))
-            });
+        let place = caller_of(&request).and_then(|caller| {
+            // It holds sessions and what else machines keep beside what they tell.
+            let principal = permitted::caller(request.extensions());
+            permitted::part(&principal, DataRight::Subscribe, Touched::Everything)?;
+            Ok((caller, node.may_be_followed()?, self.subscribers.snapshot_place()?))
+        });
         let ((caller, (), place), open) = call.open(place)?;
         let (outlet, pieces) = stream();
         let subscribers = self.subscribers.clone();

@@ -73,7 +73,10 @@ async fn without_a_credential_that_is_valid_every_call_is_refused_alike() {
         assert_eq!(told[0].1, None);
         assert!(told[0].0.contains("--token-file"), "{told:?}");
         let after = state(address).await;
-        assert_eq!((after.applied, after.state_hash, after.members), (before.applied, before.state_hash, before.members));
+        assert_eq!(
+            (after.applied, after.state_hash, after.members),
+            (before.applied, before.state_hash, before.members)
+        );
     })
     .await;
 }
@@ -127,13 +130,22 @@ async fn probes_are_answered_and_other_pages_ask_who_asks() {
                 assert_eq!(page(address, "GET", path, token).await.0, 200, "{path} {token:?}");
             }
         }
-        let pages =
-            ["/metrics", "/stats", "/replication/status", "/replication/stats", "/replication/replicas", "/replication/configure"];
+        let pages = [
+            "/metrics",
+            "/stats",
+            "/replication/status",
+            "/replication/stats",
+            "/replication/replicas",
+            "/replication/configure",
+        ];
         for path in pages {
             for token in [None, Some("wrong"), Some(expired.as_str())] {
                 let (code, answer) = page(address, "GET", path, token).await;
                 assert_eq!(code, 401, "{path} {token:?}");
-                assert!(answer.contains("www-authenticate: Bearer") && answer.contains("UNAUTHENTICATED"), "{answer}");
+                assert!(
+                    answer.contains("www-authenticate: Bearer") && answer.contains("UNAUTHENTICATED"),
+                    "{answer}"
+                );
             }
             for (token, code) in [(&root, 200), (&observer, 200), (&operator, 200), (&other, 403)] {
                 assert_eq!(page(address, "GET", path, Some(token)).await.0, code, "{path} {token}");
@@ -145,7 +157,11 @@ async fn probes_are_answered_and_other_pages_ask_who_asks() {
         }
         // What does not stand in the table: nobody learns whether there is something.
         for path in ["/", "/nothing", "/replication/", "/quorate.v1.Kv/Nothing"] {
-            assert_eq!(page(address, "GET", path, None).await.0, if path.contains('.') { 415 } else { 401 }, "{path}");
+            assert_eq!(
+                page(address, "GET", path, None).await.0,
+                if path.contains('.') { 415 } else { 401 },
+                "{path}"
+            );
         }
         assert_eq!(page(address, "GET", "/nothing", Some(&observer)).await.0, 404);
         for path in ["/quorate.v1.Kv/Nothing", "/quorate.peer.v1.Peer/Identify", "/some.Service/Call"] {

@@ -77,7 +77,10 @@ async fn streams_end_when_their_token_expires() {
     guarded(&tokens, "", async |address, _| {
         let went_on = all_end(address, &tokens[1].secret(), async || {}).await;
         assert!(went_on < LIFE + Duration::from_secs(2), "{went_on:?}");
-        assert_eq!(code_of(address, "/quorate.v1.Kv/Get", Some(&tokens[1].secret())).await, Code::Unauthenticated);
+        assert_eq!(
+            code_of(address, "/quorate.v1.Kv/Get", Some(&tokens[1].secret())).await,
+            Code::Unauthenticated
+        );
         // Other callers go on.
         let mut kv = KvClient::new(channel(address).await);
         let put = PutRequest { key: "k".into(), ..Default::default() };

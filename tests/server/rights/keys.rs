@@ -1,5 +1,6 @@
 //! Keys of a tenant and a collection, by callers to whom others are granted.
 
+use prost::Message as _;
 use quorate::testkit::proto::replication::replication_service_client::ReplicationServiceClient;
 use quorate::testkit::proto::replication::{EntriesRequest, Filter, SubscribeRequest};
 use quorate::testkit::proto::v1::answer::Content as Answered;
@@ -11,10 +12,10 @@ use quorate::testkit::proto::v1::tagged_request::Request as Tagged;
 use quorate::testkit::proto::v1::tagged_response::Response as TaggedAnswer;
 use quorate::testkit::proto::v1::txn_operation::Operation;
 use quorate::testkit::proto::v1::{
-    Call, Compare, DeleteRangeRequest, DeleteRequest, GetRequest, OpenSessionRequest, PipelineCalls, PipelineRequest,
-    PutRequest, RangeRequest, Reason, TaggedRequest, TxnGet, TxnOperation, TxnPut, TxnRequest, WatchRequest,
+    Call, Compare, DeleteRangeRequest, DeleteRequest, GetRequest, OpenSessionRequest, PipelineCalls,
+    PipelineRequest, PutRequest, RangeRequest, Reason, TaggedRequest, TxnGet, TxnOperation, TxnPut,
+    TxnRequest, WatchRequest,
 };
-use prost::Message as _;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -88,7 +89,8 @@ async fn a_key_is_read_and_written_by_those_to_whom_its_collection_is_granted() 
                 key: "gone".into(),
                 ..Default::default()
             };
-            let deleted = DeleteRangeRequest { tenant, collection: of, start: "x".into(), ..Default::default() };
+            let deleted =
+                DeleteRangeRequest { tenant, collection: of, start: "x".into(), ..Default::default() };
             assert_eq!(code(kv.put(by(token, put(collection))).await), writes, "{token} {collection}");
             assert_eq!(code(kv.delete(by(token, delete)).await), writes, "{token} {collection}");
             assert_eq!(code(kv.delete_range(by(token, deleted)).await), writes, "{token} {collection}");
@@ -174,8 +176,12 @@ async fn requests_of_a_pipeline_are_looked_at_one_by_one() {
         ];
         let tagged = (1..).zip(requests).map(|(tag, request)| TaggedRequest { tag, request: Some(request) });
         let message = PipelineRequest { requests: tagged.collect() };
-        let mut answers =
-            kv(address).await.pipeline(by(&writer, tokio_stream::iter([message]))).await.unwrap().into_inner();
+        let mut answers = kv(address)
+            .await
+            .pipeline(by(&writer, tokio_stream::iter([message])))
+            .await
+            .unwrap()
+            .into_inner();
         let mut denied = Vec::new();
         let mut done = Vec::new();
         while let Some(message) = answers.message().await.unwrap() {
@@ -205,7 +211,8 @@ async fn requests_of_a_pipeline_are_looked_at_one_by_one() {
         ];
         let message = PipelineCalls { calls };
         let mut pipeline = PipelineClient::new(channel(address).await);
-        let mut answers = pipeline.run(by(&writer, tokio_stream::iter([message]))).await.unwrap().into_inner();
+        let mut answers =
+            pipeline.run(by(&writer, tokio_stream::iter([message]))).await.unwrap().into_inner();
         let mut granted = Vec::new();
         while let Some(message) = answers.message().await.unwrap() {
             for answer in message.answers {
@@ -244,7 +251,8 @@ async fn what_is_followed_is_what_may_be() {
             let expected = if is_granted { Code::Ok } else { Code::PermissionDenied };
             let entries = EntriesRequest { filters: filters.clone(), ..Default::default() };
             assert_eq!(code(service.get_entries_after(by(token, entries)).await), expected, "{filters:?}");
-            let first = SubscribeRequest { filters: filters.clone(), heartbeat_ms: 100, ..Default::default() };
+            let first =
+                SubscribeRequest { filters: filters.clone(), heartbeat_ms: 100, ..Default::default() };
             let asked = tokio_stream::StreamExt::chain(tokio_stream::iter([first]), tokio_stream::pending());
             let mut entries = service.subscribe(by(token, asked)).await.unwrap().into_inner();
             assert_eq!(code(entries.message().await), expected, "{filters:?}");
