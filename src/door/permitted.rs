@@ -18,7 +18,7 @@ use crate::proto::v1::Failure;
 
 /// The caller of the request with these `extensions`. One that the entrance has not let in may do nothing.
 pub(crate) fn caller(extensions: &Extensions) -> Arc<Principal> {
-    extensions.get().cloned().unwrap_or_else(|| Arc::new(Principal::nobody()))
+    extensions.get().cloned().unwrap_or_else(Principal::nobody)
 }
 
 /// Whether all that `request` touches is granted to `principal`.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tonic::{Code, Extensions, Request, Response, Status};
+use tonic::{Extensions, Request, Response, Status};
 
 use crate::call::encode_leader;
 use crate::engine::{
@@ -235,8 +235,7 @@ impl<N: OperatedNode> Admin for AdminService<N> {
         if changes {
             let address = extensions.get::<Arc<Caller>>().and_then(|caller| caller.address());
             let call = AuditedCall { path: Rpc::AdminConfigure.path(), address };
-            let outcome = answer.as_ref().err().map_or(Code::Ok, Status::code);
-            audit::operated(&call, &principal, format_args!("{outcome:?}"));
+            audit::operated(&call, &principal, audit::outcome(answer.as_ref().err()));
         }
         answer
     }

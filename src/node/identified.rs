@@ -46,10 +46,7 @@ pub(super) fn admit(
     let path = request.uri().path();
     let right = table::of_request(request.method(), path);
     let operates = right == Some(CallRight::Operate);
-    let admitted = |principal, counted| {
-        let (principal, caller) = (Arc::new(principal), caller.clone());
-        Admitted { principal, operates, caller, counted }
-    };
+    let admitted = |principal, counted| Admitted { principal, operates, caller: caller.clone(), counted };
     let Some(credentials) = credentials else { return Ok(admitted(Principal::everyone(), None)) };
     if right == Some(CallRight::Nothing) {
         return Ok(admitted(Principal::nobody(), None));
@@ -63,7 +60,7 @@ pub(super) fn admit(
         // Whatever is behind it: nobody has said who may ask for it.
         Ok(_) if right.is_none() => Err(http::unknown(request.headers(), request.uri())),
         Ok(principal) => match principal.begin().and_then(|counted| principal.ask().map(|()| counted)) {
-            Ok(counted) => Ok(admitted(principal, counted)),
+            Ok(counted) => Ok(admitted(Arc::new(principal), counted)),
             Err(_) => Err(refusal(failure::too_much_asked(), is_grpc(request.headers()))),
         },
         Err(failure) => Err(refusal(failure, is_grpc(request.headers()))),
@@ -123,8 +120,8 @@ impl Admitted {
 /// What came of a call that is answered at once.
 fn outcome(response: &Response) -> String {
     match tonic::Status::from_header_map(response.headers()) {
-        Some(status) => format!("{:?}", status.code()),
-        None if response.status().is_success() => "Ok".to_owned(),
+        Some(status) => audit::outcome(Some(&status)).to_owned(),
+        None if response.status().is_success() => audit::outcome(None).to_owned(),
         None => response.status().as_u16().to_string(),
     }
 }

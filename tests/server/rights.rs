@@ -3,6 +3,7 @@
 mod calls;
 mod commands;
 mod ends;
+mod guests;
 mod keys;
 mod limits;
 

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::in_force::Unidentified;
 use super::principal::Principal;
 use crate::door::failure;
+use crate::proto::details;
 use crate::proto::v1::Failure;
 use crate::shown::Shown;
 
@@ -100,6 +101,13 @@ impl RefusedCallers {
         }
         failure::permission_denied()
     }
+}
+
+/// What came of a call, as it is logged.
+pub(crate) fn outcome(status: Option<&tonic::Status>) -> &'static str {
+    let failed = status.filter(|status| status.code() != tonic::Code::Ok);
+    let Some(failed) = failed else { return "ok" };
+    details::failure(failed.details()).map_or("failed", |failure| failure.reason().name())
 }
 
 /// `principal` has asked for `call`, which changes how the cluster is; with this `outcome`.

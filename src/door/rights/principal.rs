@@ -1,7 +1,7 @@
 //! Who a caller is, what it may do, and for how long.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -48,27 +48,26 @@ pub(crate) enum RightEnded {
 
 impl Principal {
     /// A caller of a node that asks for no credentials.
-    pub(crate) fn everyone() -> Self {
-        Self {
-            name: "everyone".into(),
-            key: CredentialKey::Unneeded,
-            granted: Arc::new(Granted::everything()),
-            expires: None,
-            in_force: None,
-            usage: None,
-        }
+    pub(crate) fn everyone() -> Arc<Self> {
+        // Made once: every request of such a node has it.
+        static EVERYONE: LazyLock<Arc<Principal>> = LazyLock::new(|| {
+            let granted = Arc::new(Granted::everything());
+            Arc::new(Principal::lasting("everyone", CredentialKey::Unneeded, granted))
+        });
+        EVERYONE.clone()
     }
 
     /// A caller of whom nothing is known, who may do nothing.
-    pub(crate) fn nobody() -> Self {
-        Self {
-            name: "nobody".into(),
-            key: CredentialKey::Anonymous,
-            granted: Arc::default(),
-            expires: None,
-            in_force: None,
-            usage: None,
-        }
+    pub(crate) fn nobody() -> Arc<Self> {
+        static NOBODY: LazyLock<Arc<Principal>> = LazyLock::new(|| {
+            Arc::new(Principal::lasting("nobody", CredentialKey::Anonymous, Arc::default()))
+        });
+        NOBODY.clone()
+    }
+
+    /// One that does not end.
+    fn lasting(name: &str, key: CredentialKey, granted: Arc<Granted>) -> Self {
+        Self { name: name.into(), key, granted, expires: None, in_force: None, usage: None }
     }
 
     /// The one that was `identified` at `now`, in seconds since the Unix epoch, by what `in_force` showed then.
