@@ -43,16 +43,16 @@ pub(crate) fn request<G: Guest>(
     match is_granted && is_named {
         true => Ok(()),
         // What names nothing is taken for everything.
-        false if !is_named => everything(principal),
-        false => Err(failure::permission_denied()),
+        false if !is_named => everything(principal, G::METHODS[method].name),
+        false => Err(principal.deny(G::METHODS[method].name)),
     }
 }
 
-fn everything(principal: &Principal) -> Result<(), Failure> {
+fn everything(principal: &Principal, method: &str) -> Result<(), Failure> {
     let rights = [DataRight::Read, DataRight::Write];
     match rights.into_iter().all(|right| principal.covers(right, Touched::Everything)) {
         true => Ok(()),
-        false => Err(failure::permission_denied()),
+        false => Err(principal.deny(method)),
     }
 }
 
@@ -63,7 +63,7 @@ fn everything(principal: &Principal) -> Result<(), Failure> {
 pub(crate) fn session(principal: &Principal) -> Result<(), Failure> {
     match principal.writes_something() {
         true => Ok(()),
-        false => Err(failure::permission_denied()),
+        false => Err(principal.deny("session")),
     }
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn session(principal: &Principal) -> Result<(), Failure> {
 pub(crate) fn part(principal: &Principal, right: DataRight, touched: Touched<'_>) -> Result<(), Failure> {
     match principal.covers(right, touched) {
         true => Ok(()),
-        false => Err(failure::permission_denied()),
+        false => Err(principal.deny(right.name())),
     }
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn part(principal: &Principal, right: DataRight, touched: Touched<'_>
 pub(crate) fn operation(principal: &Principal) -> Result<(), Failure> {
     match principal.operates() {
         true => Ok(()),
-        false => Err(failure::permission_denied()),
+        false => Err(principal.deny("configure")),
     }
 }
 

@@ -241,6 +241,9 @@ where
             if expected > 0 && !outlet.room().await {
                 return false;
             }
+            if !outlet.is_permitted() {
+                return false;
+            }
         }
         let weight = Weight { permits, expected };
         if let Some((ticket, ask)) = opened::<F>(outlet, (request, made), weight, started) {

@@ -227,15 +227,19 @@ impl<N: OperatedNode> Admin for AdminService<N> {
         // Who only looks changes nothing.
         let (changes, principal) = (!request.settings.is_empty(), permitted::caller(&extensions));
         let permitted = if changes { permitted::operation(&principal) } else { Ok(()) };
+        let address = extensions.get::<Arc<Caller>>().and_then(|caller| caller.address());
+        let call = AuditedCall { path: Rpc::AdminConfigure.path(), address };
+        if changes {
+            // Before it is done, for it may be that less is logged from then on.
+            principal.operated(&call, audit::ASKED);
+        }
         let answer = self.call(CONFIGURE, async {
             permitted?;
             self.settings.configure(request).await
         });
         let answer = answer.await;
         if changes {
-            let address = extensions.get::<Arc<Caller>>().and_then(|caller| caller.address());
-            let call = AuditedCall { path: Rpc::AdminConfigure.path(), address };
-            audit::operated(&call, &principal, audit::outcome(answer.as_ref().err()));
+            principal.operated(&call, audit::outcome(answer.as_ref().err()));
         }
         answer
     }

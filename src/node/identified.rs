@@ -16,7 +16,7 @@ use crate::door::bodies::is_grpc;
 use crate::door::failure;
 use crate::door::permitted::PermittedBody;
 use crate::door::rights::audit::{self, AuditedCall};
-use crate::door::rights::table::{self, CallRight};
+use crate::door::rights::table::{self, CallRight, Page};
 use crate::door::rights::{CountedCall, PresentedCredential, Principal};
 use crate::incoming::Caller;
 use crate::proto::v1::Failure;
@@ -104,11 +104,15 @@ impl Admitted {
         let Self { principal, operates, caller, counted } = self;
         let is_grpc = is_grpc(request.headers());
         let path = operates.then(|| request.uri().path().to_owned());
+        let call = path.as_ref().map(|path| AuditedCall { path, address: caller.address() });
+        if let Some(call) = call.filter(|call| call.path == Page::ReplicationConfigure.path()) {
+            // Before it is done, for it may be that less is logged from then on.
+            principal.operated(&call, audit::ASKED);
+        }
         request.extensions_mut().insert(principal.clone());
         let response = next.run(request).await;
-        if let Some(path) = path {
-            let call = AuditedCall { path: &path, address: caller.address() };
-            audit::operated(&call, &principal, outcome(&response));
+        if let Some(call) = call {
+            principal.operated(&call, &outcome(&response));
         }
         match is_grpc && principal.can_end() {
             true => response.map(|body| Body::new(PermittedBody::new(body, principal, grace, counted))),

@@ -292,6 +292,15 @@ impl<G: Guest> AnswerOutlet<G> {
         }
     }
 
+    /// Whether requests of this caller are still begun; if not, the pipeline ends.
+    pub(super) fn is_permitted(&self) -> bool {
+        let has_ended = self.principal.has_ended();
+        if has_ended {
+            let _ = self.shared.broken.set(failure::no_longer_authenticated().into());
+        }
+        !has_ended
+    }
+
     /// Counts `bytes` of requests that wait.
     ///
     /// # Errors

@@ -100,7 +100,7 @@ struct CredentialFiles {
     read: Mutex<[Option<[u8; 32]>; 2]>,
     reloads: AtomicU64,
     failures: AtomicU64,
-    refused: RefusedCallers,
+    refused: Arc<RefusedCallers>,
     verified: VerifiedTokens,
     usages: Usages,
 }
@@ -167,7 +167,7 @@ impl Credentials {
             read: Mutex::new(read),
             reloads: AtomicU64::new(0),
             failures: AtomicU64::new(0),
-            refused: RefusedCallers::default(),
+            refused: Arc::default(),
             verified: VerifiedTokens::default(),
             usages: Usages::default(),
         })))
@@ -184,14 +184,18 @@ impl Credentials {
         call: &AuditedCall<'_>,
     ) -> Result<Principal, Failure> {
         let refused = &self.0.refused;
-        let principal = self.identify(shown).map_err(|why| refused.unidentified(call, why))?;
+        let principal = self.identify(shown, call).map_err(|why| refused.unidentified(call, why))?;
         match right.is_none_or(|right| principal.may(right)) {
             true => Ok(principal),
-            false => Err(refused.denied(call, &principal)),
+            false => Err(principal.deny(call.path)),
         }
     }
 
-    fn identify(&self, shown: PresentedCredential<'_>) -> Result<Principal, Unidentified> {
+    fn identify(
+        &self,
+        shown: PresentedCredential<'_>,
+        call: &AuditedCall<'_>,
+    ) -> Result<Principal, Unidentified> {
         let now = runtime::unix_time_ms() / 1000;
         let receiver = self.0.in_force.subscribe();
         let in_force = receiver.borrow().clone();
@@ -209,7 +213,8 @@ impl Credentials {
                 identified
             }
         };
-        Ok(Principal::new(identified, now, receiver, &self.0.usages))
+        let told = (call.address, self.0.refused.clone());
+        Ok(Principal::new(identified, now, receiver, &self.0.usages, told))
     }
 
     /// What has been counted since the process started.

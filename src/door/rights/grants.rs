@@ -17,6 +17,17 @@ pub enum DataRight {
     Subscribe,
 }
 
+impl DataRight {
+    /// As files call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Subscribe => "subscribe",
+        }
+    }
+}
+
 /// A part of the state that a request touches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

@@ -1,16 +1,20 @@
 //! Who a caller is, what it may do, and for how long.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use super::audit::{self, AuditedCall, RefusedCallers};
 use super::grants::{AccessRole, DataRight, Granted, Touched};
 use super::in_force::{CredentialKey, Identified, InForce};
 use super::table::CallRight;
 use super::usage::{CallerUsage, CountedCall, Usages};
+use crate::door::failure;
+use crate::proto::v1::Failure;
 
 /// A caller that has been identified. A stream ends when what it was begun by is no more.
 #[derive(Clone)]
@@ -23,6 +27,9 @@ pub(crate) struct Principal {
     in_force: Option<watch::Receiver<Arc<InForce>>>,
     /// What it takes, where that is limited.
     usage: Option<Arc<CallerUsage>>,
+    address: Option<SocketAddr>,
+    /// Where it is counted that it was refused.
+    refused: Option<Arc<RefusedCallers>>,
 }
 
 /// Without what may be secret.
@@ -30,7 +37,7 @@ impl fmt::Debug for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Principal")
             .field("name", &self.name)
-            .field("kind", &self.kind())
+            .field("kind", &self.key.kind())
             .finish_non_exhaustive()
     }
 }
@@ -67,7 +74,8 @@ impl Principal {
 
     /// One that does not end.
     fn lasting(name: &str, key: CredentialKey, granted: Arc<Granted>) -> Self {
-        Self { name: name.into(), key, granted, expires: None, in_force: None, usage: None }
+        let name = name.into();
+        Self { name, key, granted, expires: None, in_force: None, usage: None, address: None, refused: None }
     }
 
     /// The one that was `identified` at `now`, in seconds since the Unix epoch, by what `in_force` showed then.
@@ -76,6 +84,7 @@ impl Principal {
         now: u64,
         in_force: watch::Receiver<Arc<InForce>>,
         usages: &Usages,
+        (address, refused): (Option<SocketAddr>, Arc<RefusedCallers>),
     ) -> Self {
         /// A clock of this process does not reach further.
         const LONGEST: Duration = Duration::from_hours(24 * 365);
@@ -83,16 +92,22 @@ impl Principal {
         let left = |at: u64| Duration::from_secs(at.saturating_sub(now)).min(LONGEST);
         let expires = expires.map(|at| (at, Instant::now() + left(at)));
         let usage = (!granted.limits.is_none()).then(|| usages.of(&name));
-        Self { name, key, granted, expires, in_force: Some(in_force), usage }
+        let (in_force, refused) = (Some(in_force), Some(refused));
+        Self { name, key, granted, expires, in_force, usage, address, refused }
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.name
+    /// It has asked for `call`, which is not granted to it. What it is told.
+    pub(crate) fn deny(&self, call: &str) -> Failure {
+        let asked = AuditedCall { path: call, address: self.address };
+        match &self.refused {
+            Some(refused) => refused.denied(&asked, &self.name, self.key.kind()),
+            None => failure::permission_denied(),
+        }
     }
 
-    /// What it was identified by.
-    pub(crate) fn kind(&self) -> &'static str {
-        self.key.kind()
+    /// It has asked for `call`, which changes how the cluster is. The log tells, with the `outcome`.
+    pub(crate) fn operated(&self, call: &AuditedCall<'_>, outcome: &str) {
+        audit::operated(call, &self.name, self.key.kind(), outcome);
     }
 
     /// Whether it may do everything, so that it need not be found out what it asks for.
@@ -159,6 +174,14 @@ impl Principal {
     /// Whether this can come to an end.
     pub(crate) fn can_end(&self) -> bool {
         self.in_force.is_some()
+    }
+
+    /// Whether the credential has expired or is withdrawn, or something else is granted by it.
+    pub(crate) fn has_ended(&self) -> bool {
+        let Some(in_force) = &self.in_force else { return false };
+        let is_over = self.expires.is_some_and(|(_, at)| at <= Instant::now());
+        let until = self.expires.map(|(at, _)| at);
+        is_over || !in_force.borrow().still_grants(&self.key, &self.granted, until)
     }
 
     /// Waits until the credential expires or is withdrawn, or less or more is granted by it.

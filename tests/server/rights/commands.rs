@@ -14,12 +14,13 @@ use crate::{DEADLINE, with_server};
 
 /// Runs a command, with a token in its environment if there is one.
 async fn quorate(args: &[&str], token: Option<&str>) -> Output {
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_quorate"));
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_quorate"));
     command.args(args).stdin(Stdio::null()).env_remove("QUORATE_TOKEN_FILE").env_remove("QUORATE_TOKEN");
     if let Some(token) = token {
         command.env("QUORATE_TOKEN", token);
     }
-    tokio::time::timeout(DEADLINE, command.output()).await.expect("it ends").unwrap()
+    let ended = quorate::testkit::runtime::offload(move || command.output().unwrap());
+    tokio::time::timeout(DEADLINE, ended).await.expect("it ends")
 }
 
 /// What it has printed.
@@ -187,4 +188,74 @@ async fn nobody_listens_where_strangers_may_be_without_asking_who_they_are() {
     let refused = quorate(&args, None).await;
     assert_eq!(refused.status.code(), Some(3), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("tokens.toml"));
+}
+
+/// A line of the log, as JSON, once one is there of which this `holds`; all that were read before.
+fn line(
+    lines: &mut impl Iterator<Item = String>,
+    read: &mut String,
+    holds: impl Fn(&serde_json::Value) -> bool,
+) -> serde_json::Value {
+    for text in lines {
+        read.push_str(&text);
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        if holds(&line) {
+            return line;
+        }
+    }
+    panic!("there is no such line: {read}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_tells_who_has_done_what_and_who_was_refused_and_no_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tokens, data) = (dir.path().join("tokens.toml"), dir.path().join("data"));
+    let reader = TestToken::new("reader", "grants = [{ tenant = \"*\", rights = [\"read\"] }]");
+    write_file(&tokens, &[root(), reader], "");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_quorate"));
+    command.args(["serve", "--single", "--log-format", "json", "--client-listen", "127.0.0.1:0"]);
+    command.args(["--peer-listen", "127.0.0.1:0", "--data-dir", text(&data), "--tokens-file", text(&tokens)]);
+    let mut process = crate::Process(command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+    let stderr = process.0.stderr.take().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(stderr)).map(Result::unwrap);
+    let mut read = String::new();
+    let serving = line(&mut lines, &mut read, |line| line["fields"]["message"] == "serving");
+    let endpoint = serving["fields"]["client"].as_str().unwrap().to_owned();
+    let is_audit = |line: &serde_json::Value| line["target"] == "quorate::audit";
+
+    let run = async |args: &[&str], token: &str| {
+        quorate(&[&["--endpoints", &endpoint][..], args].concat(), Some(token)).await.status.code()
+    };
+    assert_eq!(run(&["put", "k", "v"], "5ecret-and-wrong").await, Some(1));
+    let refused = line(&mut lines, &mut read, is_audit);
+    assert_eq!(
+        (&refused["fields"]["outcome"], &refused["fields"]["credential"]),
+        (&"unauthenticated".into(), &"unknown".into())
+    );
+    assert!(refused["fields"]["address"].as_str().unwrap().starts_with("127.0.0.1:"));
+    assert_eq!(run(&["snapshot"], "secret-of-reader").await, Some(1));
+    let denied = line(&mut lines, &mut read, |line| {
+        is_audit(line) && line["fields"]["outcome"] == "permission_denied"
+    });
+    assert_eq!(
+        (&denied["fields"]["principal"], &denied["fields"]["call"]),
+        (&"reader".into(), &"/quorate.v1.Admin/Snapshot".into())
+    );
+    let put = async { while run(&["put", "k", "v"], "secret-of-root").await != Some(0) {} };
+    tokio::time::timeout(DEADLINE, put).await.expect("it leads");
+    assert_eq!(run(&["snapshot"], "secret-of-root").await, Some(0));
+    let operated =
+        line(&mut lines, &mut read, |line| is_audit(line) && line["fields"]["message"] == "operated");
+    let fields = &operated["fields"];
+    assert_eq!(
+        (&fields["principal"], &fields["credential"], &fields["outcome"]),
+        (&"root".into(), &"token".into(), &"ok".into())
+    );
+    assert_eq!(run(&["configure", "log_level=warn"], "secret-of-root").await, Some(0));
+    let configured =
+        line(&mut lines, &mut read, |line| is_audit(line) && line["fields"]["message"] == "operated");
+    assert_eq!(configured["fields"]["call"], "/quorate.v1.Admin/Configure");
+    for secret in ["5ecret", "secret-of", &quorate::server::token_hash("secret-of-root")] {
+        assert!(!read.contains(secret), "{secret} stands in the log: {read}");
+    }
 }
