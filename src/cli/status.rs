@@ -3,8 +3,9 @@
 use clap::Args;
 use serde::Serialize;
 
+use super::endpoints::AskedNode;
 use super::{CliError, Common, Format, endpoints, output};
-use crate::kv::client::{ClientError, Endpoint, NodeReport, ReplicaReport};
+use crate::kv::client::{ClientError, Endpoint, NodeReport, Reason, ReplicaReport};
 use crate::types::{NodeId, QuotaSource, Role};
 
 /// Arguments of `quorate status`.
@@ -107,7 +108,19 @@ pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
             printed
         }
     };
+    if let Some(refused) = refused(&answers) {
+        return Err(refused.into());
+    }
     if rows.iter().any(|row| row.reachable) { printed } else { Err(CliError::NoNodeAnswers) }
+}
+
+/// Why this caller is told nothing, if no node tells it anything.
+fn refused(answers: &[AskedNode]) -> Option<ClientError> {
+    let is_refusal =
+        |error: &ClientError| matches!(error.reason(), Reason::Unauthenticated | Reason::PermissionDenied);
+    let refusals = answers.iter().filter_map(|(_, answer)| answer.as_ref().err());
+    let refused = refusals.into_iter().find(|error| is_refusal(error)).cloned();
+    refused.filter(|_| answers.iter().all(|(_, answer)| answer.is_err()))
 }
 
 fn row(endpoint: &Endpoint, answer: &Result<NodeReport, ClientError>) -> StatusRow {
