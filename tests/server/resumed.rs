@@ -64,7 +64,7 @@ async fn a_state_that_broke_off_goes_on_behind_the_part_that_has_come() {
         let begin = follower.message().await.unwrap();
         assert_eq!((begin.snapshot(), begin.state_part), (SnapshotMark::SnapshotBegin, None));
         let (mut keys, mut part): (Vec<String>, Option<(StatePart, usize)>) = (Vec::new(), None);
-        while part.is_none_or(|(part, entries)| part.part < 3 || keys.len() < entries + 2) {
+        while part.is_none_or(|(_, entries)| entries < 5 || keys.len() < entries + 2) {
             let message = follower.message().await.unwrap();
             match message.snapshot() {
                 SnapshotMark::SnapshotSoFar => {
