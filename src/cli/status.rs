@@ -127,7 +127,8 @@ fn row(endpoint: &Endpoint, answer: &Result<NodeReport, ClientError>) -> StatusR
     let endpoint = endpoint.to_string();
     match answer {
         Ok(status) => StatusRow {
-            node_id: Some(status.node_id),
+            // A replica has none: it is no member.
+            node_id: status.replica.is_none().then_some(status.node_id),
             endpoint,
             role: match &status.replica {
                 Some(_) => Some(REPLICA),
@@ -346,6 +347,7 @@ mod tests {
             "lag_operations": 3, "lag_ms": 40,
         });
         assert_eq!((&json["role"], &json["replica"]), (&serde_json::json!("replica"), &expected));
+        assert!(json["node_id"].is_null(), "it is no member");
         assert_eq!(cells(&row)[2], "replica");
         let shown = tables(&[row]);
         let last: Vec<_> = shown.lines().last().unwrap().split_whitespace().collect();
