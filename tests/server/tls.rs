@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate::kv::client::{Client, ClientConfig, ClientTls, Scope};
-use quorate::server::{ClientAuth, PortTls};
+use quorate::server::{ClientCertificates, PortTls};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -39,7 +39,7 @@ impl Certificates {
         self.0.path().join(name)
     }
 
-    fn port(&self, auth: ClientAuth) -> PortTls {
+    fn port(&self, auth: ClientCertificates) -> PortTls {
         let mut tls = PortTls::new(self.path("node-1.pem"), self.path("node-1.key"));
         (tls.client_ca, tls.client_auth) = (Some(self.path("ca.pem")), auth);
         tls
@@ -85,7 +85,7 @@ async fn told(address: SocketAddr, said: &[u8]) -> Vec<u8> {
 async fn clients_speak_tls_and_those_that_do_not_are_told_so() {
     let (certificates, others) = (Certificates::new(), Certificates::new());
     let dir = tempfile::tempdir().unwrap();
-    let server = served(certificates.port(ClientAuth::Optional)).await;
+    let server = served(certificates.port(ClientCertificates::Optional)).await;
     with_server(dir.path(), server, async |address| {
         let at = address.to_string();
         for tls in [certificates.anonymous(), certificates.client()] {
@@ -128,7 +128,7 @@ async fn clients_speak_tls_and_those_that_do_not_are_told_so() {
 async fn a_client_that_must_show_a_certificate_is_let_in_with_one() {
     let certificates = Certificates::new();
     let dir = tempfile::tempdir().unwrap();
-    let server = served(certificates.port(ClientAuth::Required)).await;
+    let server = served(certificates.port(ClientCertificates::Required)).await;
     with_server(dir.path(), server, async |address| {
         let at = address.to_string();
         assert_eq!(put(&client(&at, Some(certificates.client()))).await, Ok(()));
@@ -165,7 +165,7 @@ async fn https(
 async fn pages_are_served_by_https_and_new_certificates_are_taken_up_while_it_runs() {
     let certificates = Certificates::new();
     let dir = tempfile::tempdir().unwrap();
-    let server = served(certificates.port(ClientAuth::Optional)).await;
+    let server = served(certificates.port(ClientCertificates::Optional)).await;
     with_server(dir.path(), server, async |address| {
         let (first, mut stream) = https(&certificates, address).await;
         let ask = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
@@ -191,8 +191,11 @@ async fn pages_are_served_by_https_and_new_certificates_are_taken_up_while_it_ru
 async fn a_follower_that_speaks_frames_without_tls_is_told_so_in_a_frame() {
     let certificates = Certificates::new();
     let dir = tempfile::tempdir().unwrap();
-    let server =
-        served(certificates.port(ClientAuth::Optional)).await.with_frames("127.0.0.1:0").await.unwrap();
+    let server = served(certificates.port(ClientCertificates::Optional))
+        .await
+        .with_frames("127.0.0.1:0")
+        .await
+        .unwrap();
     let frames = server.frames_addr().unwrap();
     with_server(dir.path(), server, async |_| {
         let answer = told(frames, &[0, 0, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8]).await;
@@ -208,7 +211,7 @@ async fn a_follower_that_speaks_frames_without_tls_is_told_so_in_a_frame() {
 async fn a_replica_follows_and_passes_on_by_tls() {
     let certificates = Certificates::new();
     let (dir, own) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let server = served(certificates.port(ClientAuth::Required)).await;
+    let server = served(certificates.port(ClientCertificates::Required)).await;
     with_server(dir.path(), server, async |address| {
         assert_eq!(put(&client(&address.to_string(), Some(certificates.client()))).await, Ok(()));
         let paths = ["ca.pem", "node-1.pem", "node-1.key"].map(|name| certificates.path(name));
@@ -242,7 +245,7 @@ fn cli(args: &[&str]) -> std::process::Output {
 async fn commands_take_certificates() {
     let certificates = Certificates::new();
     let dir = tempfile::tempdir().unwrap();
-    let server = served(certificates.port(ClientAuth::Optional)).await;
+    let server = served(certificates.port(ClientCertificates::Optional)).await;
     with_server(dir.path(), server, async |address| {
         let at = address.to_string();
         let path = |name: &str| certificates.path(name).to_str().unwrap().to_owned();

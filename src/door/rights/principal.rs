@@ -37,7 +37,7 @@ impl fmt::Debug for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Principal")
             .field("name", &self.name)
-            .field("kind", &self.kind())
+            .field("kind", &self.key.kind())
             .finish_non_exhaustive()
     }
 }
