@@ -277,7 +277,7 @@ mod tests {
         let ours: Vec<_> =
             Reason::all().map(|reason| (reason as i32, format!("REASON_{}", reason.name()))).collect();
         assert_eq!(values, ours);
-        assert_eq!(ours.len(), 30);
+        assert_eq!(ours.len(), 32);
     }
 
     /// Operators read the table there.

@@ -45,10 +45,25 @@ pub struct SubscribeRequest {
     /// window is full: its `upto_seq` says up to where everything is there.
     #[prost(bool, tag = "14")]
     pub progress: bool,
+    /// First message, with `accept_snapshot`: where a state is sent, say now and then which part of it was (SnapshotSoFar).
+    #[prost(bool, tag = "15")]
+    pub resumable: bool,
+    /// First message: the part of a state that the follower has, as SnapshotSoFar named it last before the stream broke off. The node goes on behind
+    /// it if it still has that state, and says so by a SnapshotBegin that names the part. Else the part is void.
+    #[prost(message, optional, tag = "16")]
+    pub state: ::core::option::Option<StatePart>,
     /// First message: host:port at which the follower answers reads, if it does: it is a replica, and clients of the node are told of it.
     /// Without filters it has the whole state, with filters a part.
     #[prost(string, tag = "20")]
     pub serves: ::prost::alloc::string::String,
+}
+/// A part of a state that is being sent, for the node that sends it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StatePart {
+    #[prost(fixed64, tag = "1")]
+    pub id: u64,
+    #[prost(uint64, tag = "2")]
+    pub part: u64,
 }
 /// Which entries: those of a tenant, and of a collection if one is named.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -94,6 +109,9 @@ pub struct WalEntryProto {
     /// When it was proposed, in the cluster's elapsed milliseconds: lifetimes are measured in it. Differences count; it is no time of day.
     #[prost(uint64, tag = "13")]
     pub elapsed_ms: u64,
+    /// SnapshotSoFar: what was sent. SnapshotBegin: what the state goes on behind.
+    #[prost(message, optional, tag = "14")]
+    pub state_part: ::core::option::Option<StatePart>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Entity {
@@ -125,7 +143,8 @@ pub struct Entity {
     /// Update, Delete, Expire, if it was asked for: the value that the key had before, which may be empty.
     #[prost(bytes = "bytes", optional, tag = "10")]
     pub previous_value: ::core::option::Option<::prost::bytes::Bytes>,
-    /// If it was asked for: the key had a value before, and this node does not keep it any more, or it has more than 4 MiB.
+    /// If it was asked for: the key had a value before, and this node does not keep it any more, or it is too long to be told: more than 4 MiB,
+    /// or 30 MiB together with the new one.
     #[prost(bool, tag = "11")]
     pub previous_unknown: bool,
 }
@@ -366,6 +385,8 @@ pub enum SnapshotMark {
     SnapshotItem = 2,
     /// It is complete; what follows came after `seq`.
     SnapshotEnd = 3,
+    /// Everything up to here is a part that can be gone on behind. Only for those that have asked for it.
+    SnapshotSoFar = 4,
 }
 impl SnapshotMark {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -378,6 +399,7 @@ impl SnapshotMark {
             Self::SnapshotBegin => "SnapshotBegin",
             Self::SnapshotItem => "SnapshotItem",
             Self::SnapshotEnd => "SnapshotEnd",
+            Self::SnapshotSoFar => "SnapshotSoFar",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -387,6 +409,7 @@ impl SnapshotMark {
             "SnapshotBegin" => Some(Self::SnapshotBegin),
             "SnapshotItem" => Some(Self::SnapshotItem),
             "SnapshotEnd" => Some(Self::SnapshotEnd),
+            "SnapshotSoFar" => Some(Self::SnapshotSoFar),
             _ => None,
         }
     }

@@ -379,7 +379,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::LoadTest(args) => load_test::run(common, args).await,
         Command::ReplicationTest(args) => replication_test::run(common, args).await,
         Command::ConfigTest(args) => config_test::run(common, args).await,
-        Command::Serve(args) => serve::run(*args, on_memory).await.map_err(CliError::node),
+        Command::Serve(args) => serve::run(common, *args, on_memory).await.map_err(CliError::node),
         Command::Replica(args) => replica::run(common, *args).await.map_err(CliError::node),
         Command::Cluster(args) => cluster::run(args).await.map_err(CliError::node),
         Command::Cert(args) => cert::run(common, args),

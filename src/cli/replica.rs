@@ -157,7 +157,6 @@ impl ReplicaArgs {
         }
         let mut run = ReplicaRun::of(serve, wishes)?;
         run.replica.id = self.id;
-        run.replica.token = common.token().map_err(|error| SettingsError::Invalid(error.to_string()))?;
         run.replica.filters = self.filters.filters;
         run.replica.retries = (self.retries != 0).then_some(self.retries);
         run.replica.compressed = self.compress;
@@ -165,7 +164,7 @@ impl ReplicaArgs {
         let tls = common.tls().map_err(|error| SettingsError::Invalid(error.to_string()))?;
         run.replica.tls = tls.or(run.replica.tls);
         run.forwards_writes = self.forward_writes;
-        Ok(run)
+        run.showing(common)
     }
 }
 
@@ -190,6 +189,12 @@ impl ReplicaRun {
             ));
         }
         Ok(Self { serve, replica, forwards_writes: false })
+    }
+
+    /// The same, which shows the token of `common` to its sources.
+    pub(super) fn showing(mut self, common: &Common) -> Result<Self, SettingsError> {
+        self.replica.token = common.token().map_err(|error| SettingsError::Invalid(error.to_string()))?;
+        Ok(self)
     }
 
     /// What only a restart changes, for those who ask a running replica.

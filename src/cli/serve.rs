@@ -16,6 +16,7 @@ use tracing_subscriber::{Layer, Registry, fmt, registry, reload};
 
 pub use crate::config::ServeArgs;
 
+use super::Common;
 use super::replica::{self, ReplicaRun};
 
 use crate::config::{LogFormat, ServeConfig, SettingsError};
@@ -64,17 +65,22 @@ impl ServeCommandError {
     }
 }
 
-/// Runs a node until a signal stops it. `on_memory` is told the memory that it may use.
+/// Runs a node until a signal stops it. `on_memory` is told the memory that it may use. One that is to be a replica shows its sources the
+/// token of `common`.
 ///
 /// The process exits from within on a second signal and on a fatal error: see the [module](self).
 ///
 /// # Errors
 /// See [`ServeCommandError`].
-pub async fn run(args: ServeArgs, on_memory: Option<fn(u64)>) -> Result<(), ServeCommandError> {
+pub async fn run(
+    common: &Common,
+    args: ServeArgs,
+    on_memory: Option<fn(u64)>,
+) -> Result<(), ServeCommandError> {
     let mut config = ServeConfig::load(args)?;
     config.check_exposure()?;
     if let Some(wishes) = config.translation.replica.take() {
-        return Box::pin(replica::follow(ReplicaRun::of(config, wishes)?)).await;
+        return Box::pin(replica::follow(ReplicaRun::of(config, wishes)?.showing(common)?)).await;
     }
     if let Some(on_memory) = on_memory {
         on_memory(config.memory());

@@ -3,8 +3,9 @@
 use clap::Args;
 use serde::Serialize;
 
+use super::endpoints::AskedNode;
 use super::{CliError, Common, Format, endpoints, output};
-use crate::kv::client::{ClientError, Endpoint, NodeReport, ReplicaReport};
+use crate::kv::client::{ClientError, Endpoint, NodeReport, Reason, ReplicaReport};
 use crate::types::{NodeId, QuotaSource, Role};
 
 /// Arguments of `quorate status`.
@@ -107,14 +108,27 @@ pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
             printed
         }
     };
+    if let Some(refused) = refused(&answers) {
+        return Err(refused.into());
+    }
     if rows.iter().any(|row| row.reachable) { printed } else { Err(CliError::NoNodeAnswers) }
+}
+
+/// Why this caller is told nothing, if no node tells it anything.
+fn refused(answers: &[AskedNode]) -> Option<ClientError> {
+    let is_refusal =
+        |error: &ClientError| matches!(error.reason(), Reason::Unauthenticated | Reason::PermissionDenied);
+    let refusals = answers.iter().filter_map(|(_, answer)| answer.as_ref().err());
+    let refused = refusals.into_iter().find(|error| is_refusal(error)).cloned();
+    refused.filter(|_| answers.iter().all(|(_, answer)| answer.is_err()))
 }
 
 fn row(endpoint: &Endpoint, answer: &Result<NodeReport, ClientError>) -> StatusRow {
     let endpoint = endpoint.to_string();
     match answer {
         Ok(status) => StatusRow {
-            node_id: Some(status.node_id),
+            // A replica has none: it is no member.
+            node_id: status.replica.is_none().then_some(status.node_id),
             endpoint,
             role: match &status.replica {
                 Some(_) => Some(REPLICA),
@@ -333,6 +347,7 @@ mod tests {
             "lag_operations": 3, "lag_ms": 40,
         });
         assert_eq!((&json["role"], &json["replica"]), (&serde_json::json!("replica"), &expected));
+        assert!(json["node_id"].is_null(), "it is no member");
         assert_eq!(cells(&row)[2], "replica");
         let shown = tables(&[row]);
         let last: Vec<_> = shown.lines().last().unwrap().split_whitespace().collect();

@@ -84,7 +84,7 @@ impl GrantArgs {
             RoleArg::Observe => AccessRole::Observe,
             RoleArg::Operate => AccessRole::Operate,
         });
-        let granted = Granted { roles: roles.collect(), grants: self.grants };
+        let granted = Granted { roles: roles.collect(), grants: self.grants, ..Granted::default() };
         match granted.is_something() {
             true => Ok(granted),
             false => Err(CliError::Usage(

@@ -66,6 +66,11 @@ pub(crate) trait Followed: Send + Sync + 'static {
         None
     }
 
+    /// Whether a stream that has just broken off is better opened again at the same node.
+    fn stays(&self) -> bool {
+        false
+    }
+
     /// `item` is delivered, and with it everything before `rest`.
     fn delivered(&mut self, item: &Self::Item, rest: Bookmark);
 
@@ -95,6 +100,10 @@ pub(crate) struct Brought<T> {
     pub(crate) next: u64,
     /// It begins anew at this position, of which nothing was received before.
     pub(crate) anew: Option<u64>,
+    /// It goes on within the position that was being received, behind so many of its items.
+    pub(crate) goes_on_behind: Option<usize>,
+    /// What was received of a position last is void: it begins there instead.
+    pub(crate) falls_back: Option<Bookmark>,
 }
 
 /// A position that one end moves and others look at.
@@ -311,6 +320,9 @@ impl<S: Followed> Following<S> {
 
     /// Which node to ask next.
     fn pick(&self) -> Arc<Link> {
+        if let Some(failed) = self.failed.as_ref().filter(|_| self.source.stays()) {
+            return failed.clone();
+        }
         let unasked = match self.refusals.is_empty() {
             true => None,
             false => self.router.find(|node| self.is_unasked(node)),
@@ -335,7 +347,7 @@ impl<S: Followed> Following<S> {
         self.failed = None;
         self.failures.clear();
         self.heard = true;
-        let Brought { history, items, next, anew } = brought;
+        let Brought { history, items, next, anew, goes_on_behind, falls_back } = brought;
         if history != HistoryEpoch::UNKNOWN {
             self.history = history;
         }
@@ -343,6 +355,12 @@ impl<S: Followed> Following<S> {
             self.note_heard(&link.node.endpoint);
         }
         let before = (self.next, self.received);
+        if let Some(items) = goes_on_behind {
+            self.brought = items;
+        }
+        if let Some(Bookmark { index, .. }) = falls_back {
+            (self.next, self.received, self.brought) = (index, 0, 0);
+        }
         if let Some(at) = anew {
             (self.next, self.received, self.brought) = (at.max(self.next), 0, 0);
         }

@@ -6,14 +6,15 @@ use crate::trust::port::ClientCertificates;
 use crate::trust::settings::PeerAuth;
 
 impl ServeConfig {
-    /// Whether the other members have to prove who they are. Where they need not, it protects against nobody.
+    /// Whether the other members have to prove who they are.
     fn identifies_peers(&self) -> bool {
         self.peer_trust.auth() == PeerAuth::Required
     }
 
-    /// Whether clients have to: by a token, or by a certificate without which there is no connection.
+    /// Whether clients have to. A certificate is enough where every client must show one: whoever has one that is believed may do everything.
     fn identifies_clients(&self) -> bool {
-        self.door.auth.is_required() || self.tls.client_auth == ClientCertificates::Required
+        self.door.auth.is_required()
+            || (self.tls.client_ca.is_some() && self.tls.client_auth == ClientCertificates::Required)
     }
 
     /// Refuses to listen beyond this machine where nobody is asked who it is.
@@ -26,7 +27,7 @@ impl ServeConfig {
         }
         let (is_replica, asks) = (self.translation.replica.is_some(), self.identifies_clients());
         let frames = self.frames_listen.as_deref().unwrap_or_default();
-        let clients = "name a file of tokens with --tokens-file, or have them show certificates with --tls-client-auth required";
+        let clients = "name a file of tokens with --tokens-file, or have clients show certificates with --tls-client-ca and --tls-client-auth required";
         for (flag, address, is_asked, remedy) in [
             ("--client-listen", self.client_listen.as_str(), asks, clients),
             ("--frames-listen", frames, asks, clients),
@@ -61,6 +62,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::trust::settings::PeerTrust;
 
     #[test]
     fn only_loopback_addresses_are_no_exposure() {
@@ -89,17 +91,19 @@ mod tests {
         for part in ["--peer-listen", "--peer-secret-file", "--peer-ca", "--insecure"] {
             assert!(refused(&config).contains(part), "{}", refused(&config));
         }
-        config.peer_trust.secret_file = Some(PathBuf::from("secret"));
-        assert!(config.check_exposure().is_ok());
-        config.peer_trust.auth = Some(PeerAuth::Optional);
-        assert!(refused(&config).contains("--peer-listen"), "plain connections are taken, too");
+        let mut known = config.clone();
+        known.peer_trust = PeerTrust::secret_file("secret");
+        assert!(known.check_exposure().is_ok());
+        known.peer_trust.auth = Some(PeerAuth::Optional);
+        assert!(refused(&known).contains("--peer-listen"), "whoever does not prove it is let in, too");
         config.insecure = true;
         assert!(config.check_exposure().is_ok());
-        (config.insecure, config.peer_trust.auth) = (false, None);
-        config.door.auth.tokens_file = None;
-        assert!(refused(&config).contains("--client-listen"));
-        config.tls.client_auth = ClientCertificates::Required;
-        assert!(config.check_exposure().is_ok(), "there is no connection without a certificate");
+        let mut certified =
+            ServeConfig { client_listen: "0.0.0.0:7801".to_owned(), ..ServeConfig::default() };
+        certified.tls.client_ca = Some(PathBuf::from("ca.pem"));
+        assert!(refused(&certified).contains("--tls-client-auth required"));
+        certified.tls.client_auth = ClientCertificates::Required;
+        assert!(certified.check_exposure().is_ok());
         let frames = Some("10.0.0.1:7811".to_owned());
         let config = ServeConfig { frames_listen: frames, ..ServeConfig::default() };
         assert!(refused(&config).contains("--frames-listen"));

@@ -211,6 +211,12 @@ pub(crate) fn permission_denied() -> Failure {
     failure(Reason::PermissionDenied, message.to_owned(), false, None)
 }
 
+/// The caller asks for more than its credential allows at a time.
+pub(crate) fn too_much_asked() -> Failure {
+    let message = "this caller has as many calls under way, or asks for as much in a second, as its credential allows (limits); try again after a pause";
+    failure(Reason::LimitReached, message.to_owned(), false, None)
+}
+
 /// A request that makes no sense.
 pub(crate) fn invalid(message: &str) -> Failure {
     failure(Reason::Invalid, message.to_owned(), false, None)

@@ -12,13 +12,13 @@ use tonic::Status;
 
 use super::failure;
 use super::guest::{Guest, guarded};
-use super::rights::Principal;
 use super::rights::grants::{DataRight, Touched};
+use super::rights::{CountedCall, Principal};
 use crate::proto::v1::Failure;
 
 /// The caller of the request with these `extensions`. One that the entrance has not let in may do nothing.
 pub(crate) fn caller(extensions: &Extensions) -> Arc<Principal> {
-    extensions.get().cloned().unwrap_or_else(|| Arc::new(Principal::nobody()))
+    extensions.get().cloned().unwrap_or_else(Principal::nobody)
 }
 
 /// Whether all that `request` touches is granted to `principal`.
@@ -43,16 +43,16 @@ pub(crate) fn request<G: Guest>(
     match is_granted && is_named {
         true => Ok(()),
         // What names nothing is taken for everything.
-        false if !is_named => everything(principal),
-        false => Err(failure::permission_denied()),
+        false if !is_named => everything(principal, G::METHODS[method].name),
+        false => Err(principal.deny(G::METHODS[method].name)),
     }
 }
 
-fn everything(principal: &Principal) -> Result<(), Failure> {
+fn everything(principal: &Principal, method: &str) -> Result<(), Failure> {
     let rights = [DataRight::Read, DataRight::Write];
     match rights.into_iter().all(|right| principal.covers(right, Touched::Everything)) {
         true => Ok(()),
-        false => Err(failure::permission_denied()),
+        false => Err(principal.deny(method)),
     }
 }
 
@@ -63,7 +63,7 @@ fn everything(principal: &Principal) -> Result<(), Failure> {
 pub(crate) fn session(principal: &Principal) -> Result<(), Failure> {
     match principal.writes_something() {
         true => Ok(()),
-        false => Err(failure::permission_denied()),
+        false => Err(principal.deny("session")),
     }
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn session(principal: &Principal) -> Result<(), Failure> {
 pub(crate) fn part(principal: &Principal, right: DataRight, touched: Touched<'_>) -> Result<(), Failure> {
     match principal.covers(right, touched) {
         true => Ok(()),
-        false => Err(failure::permission_denied()),
+        false => Err(principal.deny(right.name())),
     }
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn part(principal: &Principal, right: DataRight, touched: Touched<'_>
 pub(crate) fn operation(principal: &Principal) -> Result<(), Failure> {
     match principal.operates() {
         true => Ok(()),
-        false => Err(failure::permission_denied()),
+        false => Err(principal.deny("configure")),
     }
 }
 
@@ -94,16 +94,22 @@ pub(crate) struct PermittedBody {
     body: Body,
     ended: Pin<Box<dyn Future<Output = ()> + Send>>,
     is_over: bool,
+    _counted: Option<CountedCall>,
 }
 
 impl PermittedBody {
-    /// `body` as an answer to `principal`, which may go on for so long after that has ended.
-    pub(crate) fn new(body: Body, principal: Arc<Principal>, grace: Duration) -> Self {
+    /// `body` as an answer to `principal`, which may go on for so long after that has ended. The call counts until all of it is sent.
+    pub(crate) fn new(
+        body: Body,
+        principal: Arc<Principal>,
+        grace: Duration,
+        counted: Option<CountedCall>,
+    ) -> Self {
         let ended = Box::pin(async move {
             principal.ended().await;
             tokio::time::sleep(grace).await;
         });
-        Self { body, ended, is_over: false }
+        Self { body, ended, is_over: false, _counted: counted }
     }
 }
 

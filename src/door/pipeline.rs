@@ -214,8 +214,8 @@ where
     let mut waiting = None;
     while let Some(mut request) = requests.next() {
         let (Weight { permits, expected }, mut made) = F::weigh(&request);
-        let admitted = outlet.try_admit(permits);
-        if !admitted || (expected > 0 && !outlet.has_room()) {
+        let (admitted, pause) = (outlet.try_admit(permits), outlet.principal.ask_later());
+        if !admitted || pause.is_some() || (expected > 0 && !outlet.has_room()) {
             // Reads that are not started would never give back what they have.
             start_reads(node, outlet, std::mem::take(&mut reads));
             // What waits stays as it was sent.
@@ -235,38 +235,55 @@ where
             if !admitted && !outlet.admit(permits).await {
                 return false;
             }
+            if !outlet.pauses(pause).await {
+                return false;
+            }
             if expected > 0 && !outlet.room().await {
                 return false;
             }
-        }
-        match pass_on::<F>(outlet, &request, Weight { permits, expected }, started) {
-            Ok(true) => continue,
-            Ok(false) => {}
-            Err((tag, failure)) => {
-                outlet.refuse(tag, permits, failure);
-                continue;
+            if !outlet.is_permitted() {
+                return false;
             }
         }
-        let (tag, ask) = F::open(request, made);
-        let ask = ask.and_then(|ask| permit(&outlet.principal, &ask).map(|()| ask));
-        let ask = match ask {
-            Ok(ask) => ask,
-            Err(failure) => {
-                outlet.refuse(tag, permits, failure);
-                continue;
-            }
-        };
-        outlet.shared.expected.fetch_add(expected, Ordering::Relaxed);
-        let method = match &ask {
-            PipelineRequestKind::Guest { method, .. } => MethodId(*method),
-            PipelineRequestKind::OpenSession(_) => outlet.sessions[0],
-            PipelineRequestKind::CloseSession(_) => outlet.sessions[1],
-        };
-        let ticket = RequestTicket { tag, method, started, permits, expected };
-        reads.extend(begin(node, outlet, ticket, ask).await);
+        let weight = Weight { permits, expected };
+        if let Some((ticket, ask)) = opened::<F>(outlet, (request, made), weight, started) {
+            reads.extend(begin(node, outlet, ticket, ask).await);
+        }
     }
     start_reads(node, outlet, reads);
     true
+}
+
+/// What a request asks for, and its ticket; none if it has been passed on or refused.
+fn opened<F: PipelineFraming>(
+    outlet: &Arc<AnswerOutlet<F::Guest>>,
+    (request, made): (F::Request, F::Made),
+    Weight { permits, expected }: Weight,
+    started: Instant,
+) -> Option<(RequestTicket, PipelineRequestKind<F::Guest>)> {
+    match pass_on::<F>(outlet, &request, Weight { permits, expected }, started) {
+        Ok(true) => return None,
+        Ok(false) => {}
+        Err((tag, failure)) => {
+            outlet.refuse(tag, permits, failure);
+            return None;
+        }
+    }
+    let (tag, ask) = F::open(request, made);
+    let ask = match ask.and_then(|ask| permit(&outlet.principal, &ask).map(|()| ask)) {
+        Ok(ask) => ask,
+        Err(failure) => {
+            outlet.refuse(tag, permits, failure);
+            return None;
+        }
+    };
+    outlet.shared.expected.fetch_add(expected, Ordering::Relaxed);
+    let method = match &ask {
+        PipelineRequestKind::Guest { method, .. } => MethodId(*method),
+        PipelineRequestKind::OpenSession(_) => outlet.sessions[0],
+        PipelineRequestKind::CloseSession(_) => outlet.sessions[1],
+    };
+    Some((RequestTicket { tag, method, started, permits, expected }, ask))
 }
 
 /// Whether `ask` is granted to `principal`.

@@ -61,7 +61,9 @@ pub(crate) fn name_leader(failure: &mut Failure, state: &NodeState) {
     let leads = || state.leader.as_ref().is_some_and(|leader| leader.node_id == state.node_id);
     let reason = failure.reason();
     let is_older = reason == Reason::NotLeader || (reason == Reason::Interrupted && leads());
-    if failure.leader.is_none() && !is_older {
+    // It is told nothing of the cluster.
+    let is_unwelcome = matches!(reason, Reason::Unauthenticated | Reason::PermissionDenied);
+    if failure.leader.is_none() && !is_older && !is_unwelcome {
         failure.leader = state.leader.clone().map(encode_leader);
     }
 }

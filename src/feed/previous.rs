@@ -189,9 +189,9 @@ mod tests {
 
     /// What keys hold: the value, the position that has written it, and the number of writes.
     #[derive(Default)]
-    struct Keys(BTreeMap<usize, (Vec<u8>, u64, u64)>);
+    struct ModelKeys(BTreeMap<usize, (Vec<u8>, u64, u64)>);
 
-    impl Keys {
+    impl ModelKeys {
         /// Something happens to a key at position `index`. What it held before.
         fn change(&mut self, index: u64, rng: &mut SmallRng, events: &mut dyn EventSink) -> Option<Vec<u8>> {
             let key = rng.random_range(0..KEYS);
@@ -226,9 +226,15 @@ mod tests {
     }
 
     /// What was told at each position, and what every key held before.
-    type Before = BTreeMap<u64, Vec<Option<Vec<u8>>>>;
+    type ToldBefore = BTreeMap<u64, Vec<Option<Vec<u8>>>>;
 
-    fn apply(recorder: &mut Recorder, keys: &mut Keys, rng: &mut SmallRng, index: u64, before: &mut Before) {
+    fn apply(
+        recorder: &mut Recorder,
+        keys: &mut ModelKeys,
+        rng: &mut SmallRng,
+        index: u64,
+        before: &mut ToldBefore,
+    ) {
         let at = ApplyContext { log_id: LogId::new(1, index), elapsed_ms: index, time_ms: index };
         // Sometimes nothing happens, and sometimes a key is written and removed several times at one position.
         let count = rng.random_range(0..5) * rng.random_range(0..4);
@@ -241,7 +247,7 @@ mod tests {
     }
 
     /// Compares what is looked up with `before`, from position `next` on. How many were unknown, written and absent.
-    async fn compare(feed: &Arc<Feed>, next: u64, before: &Before) -> [usize; 3] {
+    async fn compare(feed: &Arc<Feed>, next: u64, before: &ToldBefore) -> [usize; 3] {
         let mut cursor = feed.follow(next);
         let mut found = [0; 3];
         loop {
@@ -272,7 +278,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_key_was_before_is_what_the_change_before_has_left_or_unknown() {
-        let (mut keys, mut before) = (Keys::default(), Before::new());
+        let (mut keys, mut before) = (ModelKeys::default(), ToldBefore::new());
         let mut rng = SmallRng::seed_from_u64(3);
         let dir = tempfile::tempdir().unwrap();
         let log = || Arc::new(EventLog::open(dir.path(), EventLogLimits::default()).unwrap());

@@ -23,7 +23,10 @@ use super::subscriptions::Subscribers;
 use crate::door::deadline::AnswerBy;
 use crate::door::methods::CLOSE_SESSION;
 use crate::door::metrics::DoorMetrics;
+use crate::door::rights::audit::{self, AuditedCall};
 use crate::door::{Answerer, Method, permitted};
+use crate::incoming::Caller;
+use crate::proto::rpc::Rpc;
 
 /// The service's name.
 pub(crate) const NAME: &str = "quorate.v1.Admin";
@@ -222,15 +225,23 @@ impl<N: OperatedNode> Admin for AdminService<N> {
     ) -> Result<Response<v1::ConfigureResponse>, Status> {
         let (_, extensions, request) = request.into_parts();
         // Who only looks changes nothing.
-        let permitted = match request.settings.is_empty() {
-            true => Ok(()),
-            false => permitted::operation(&permitted::caller(&extensions)),
-        };
-        self.call(CONFIGURE, async {
+        let (changes, principal) = (!request.settings.is_empty(), permitted::caller(&extensions));
+        let permitted = if changes { permitted::operation(&principal) } else { Ok(()) };
+        let address = extensions.get::<Arc<Caller>>().and_then(|caller| caller.address());
+        let call = AuditedCall { path: Rpc::AdminConfigure.path(), address };
+        if changes {
+            // Before it is done, for it may be that less is logged from then on.
+            principal.operated(&call, audit::ASKED);
+        }
+        let answer = self.call(CONFIGURE, async {
             permitted?;
             self.settings.configure(request).await
-        })
-        .await
+        });
+        let answer = answer.await;
+        if changes {
+            principal.operated(&call, audit::outcome(answer.as_ref().err()));
+        }
+        answer
     }
 }
 

@@ -118,11 +118,11 @@ fn split_port(authority: &str) -> (&str, &str) {
 /// What is needed to let requests in.
 #[derive(Debug)]
 pub(super) struct Entrance {
-    pub(super) names: Names,
-    pub(super) limits: Arc<DoorLimits>,
-    pub(super) methods: Methods,
+    names: Names,
+    limits: Arc<DoorLimits>,
+    methods: Methods,
     /// By which callers are identified, if they are.
-    pub(super) credentials: Option<Credentials>,
+    credentials: Option<Credentials>,
 }
 
 /// Why a request is not let in.
@@ -232,6 +232,15 @@ fn framing(methods: &Methods, path: &str, is_grpc: bool) -> Framing {
 }
 
 impl Entrance {
+    pub(super) fn new(
+        names: Names,
+        limits: Arc<DoorLimits>,
+        methods: Methods,
+        credentials: Option<Credentials>,
+    ) -> Arc<Self> {
+        Arc::new(Self { names, limits, methods, credentials })
+    }
+
     fn check<B>(&self, request: &axum::http::Request<B>) -> Result<(), Unwanted> {
         let headers = request.headers();
         let authority = authority(request.uri(), headers)?;

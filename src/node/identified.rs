@@ -13,10 +13,11 @@ use super::settings::Refused;
 use super::{http, replication};
 use crate::door::Credentials;
 use crate::door::bodies::is_grpc;
+use crate::door::failure;
 use crate::door::permitted::PermittedBody;
 use crate::door::rights::audit::{self, AuditedCall};
-use crate::door::rights::table::{self, CallRight};
-use crate::door::rights::{PresentedCredential, Principal};
+use crate::door::rights::table::{self, CallRight, Page};
+use crate::door::rights::{CountedCall, PresentedCredential, Principal};
 use crate::incoming::Caller;
 use crate::proto::v1::Failure;
 use crate::reason::Reason;
@@ -30,6 +31,7 @@ pub(super) struct Admitted {
     /// Whether something is to be changed about the node or the cluster, by whom is then told in the log.
     operates: bool,
     caller: Arc<Caller>,
+    counted: Option<CountedCall>,
 }
 
 /// Finds out who makes `request` on the connection of `caller`, and whether it may.
@@ -44,10 +46,10 @@ pub(super) fn admit(
     let path = request.uri().path();
     let right = table::of_request(request.method(), path);
     let operates = right == Some(CallRight::Operate);
-    let admitted = |principal| Admitted { principal: Arc::new(principal), operates, caller: caller.clone() };
-    let Some(credentials) = credentials else { return Ok(admitted(Principal::everyone())) };
+    let admitted = |principal, counted| Admitted { principal, operates, caller: caller.clone(), counted };
+    let Some(credentials) = credentials else { return Ok(admitted(Principal::everyone(), None)) };
     if right == Some(CallRight::Nothing) {
-        return Ok(admitted(Principal::nobody()));
+        return Ok(admitted(Principal::nobody(), None));
     }
     let shown = PresentedCredential {
         bearer: bearer(request.headers()),
@@ -57,7 +59,10 @@ pub(super) fn admit(
     match credentials.admit(shown, right, &asked) {
         // Whatever is behind it: nobody has said who may ask for it.
         Ok(_) if right.is_none() => Err(http::unknown(request.headers(), request.uri())),
-        Ok(principal) => Ok(admitted(principal)),
+        Ok(principal) => match principal.begin().and_then(|counted| principal.ask().map(|()| counted)) {
+            Ok(counted) => Ok(admitted(Arc::new(principal), counted)),
+            Err(_) => Err(refusal(failure::too_much_asked(), is_grpc(request.headers()))),
+        },
         Err(failure) => Err(refusal(failure, is_grpc(request.headers()))),
     }
 }
@@ -81,7 +86,11 @@ fn refusal(failure: Failure, is_grpc: bool) -> Response {
     }
     let code = StatusCode::from_u16(reason.http_status(false));
     let code = code.expect("invariant: the table holds statuses of HTTP");
-    let refused = Refused::new(failure.message, "docs/SECURITY.md says who may ask for what");
+    let hint = match reason {
+        Reason::LimitReached => "try again after a pause",
+        _ => "docs/SECURITY.md says who may ask for what",
+    };
+    let refused = Refused::new(failure.message, hint);
     let mut answer = replication::refusal(code, reason, None, &refused);
     if reason == Reason::Unauthenticated {
         answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -92,17 +101,21 @@ fn refusal(failure: Failure, is_grpc: bool) -> Response {
 impl Admitted {
     /// Has `request` answered by `next`. What is still being sent `grace` after the caller's credential has ended, ends.
     pub(super) async fn serve(self, mut request: Request, next: Next, grace: Duration) -> Response {
-        let Self { principal, operates, caller } = self;
+        let Self { principal, operates, caller, counted } = self;
         let is_grpc = is_grpc(request.headers());
         let path = operates.then(|| request.uri().path().to_owned());
+        let call = path.as_ref().map(|path| AuditedCall { path, address: caller.address() });
+        if let Some(call) = call.filter(|call| call.path == Page::ReplicationConfigure.path()) {
+            // Before it is done, for it may be that less is logged from then on.
+            principal.operated(&call, audit::ASKED);
+        }
         request.extensions_mut().insert(principal.clone());
         let response = next.run(request).await;
-        if let Some(path) = path {
-            let call = AuditedCall { path: &path, address: caller.address() };
-            audit::operated(&call, &principal, outcome(&response));
+        if let Some(call) = call {
+            principal.operated(&call, &outcome(&response));
         }
         match is_grpc && principal.can_end() {
-            true => response.map(|body| Body::new(PermittedBody::new(body, principal, grace))),
+            true => response.map(|body| Body::new(PermittedBody::new(body, principal, grace, counted))),
             false => response,
         }
     }
@@ -111,9 +124,9 @@ impl Admitted {
 /// What came of a call that is answered at once.
 fn outcome(response: &Response) -> String {
     match tonic::Status::from_header_map(response.headers()) {
-        Some(status) if status.code() != tonic::Code::Ok => format!("{:?}", status.code()),
-        _ if response.status().is_success() => "ok".to_owned(),
-        _ => response.status().as_u16().to_string(),
+        Some(status) => audit::outcome(Some(&status)).to_owned(),
+        None if response.status().is_success() => audit::outcome(None).to_owned(),
+        None => response.status().as_u16().to_string(),
     }
 }
 

@@ -380,7 +380,7 @@ impl<G: Guest, N> Server<G, N> {
         let Self { arrivals, limits, names, services: own, frames: port, security, credentials, .. } = self;
         let (limits, methods, health_names) = (Arc::new(limits), own.methods::<G>(), own.health_names());
         let places = places(&limits);
-        let entrance = entrance_of(names, &limits, &methods, credentials.as_ref());
+        let entrance = Entrance::new(names, limits.clone(), methods.clone(), credentials.clone());
         let entrance = || axum::middleware::from_fn_with_state(entrance.clone(), entrance::enter);
         let (drain, draining) = watch::channel(false);
         let (reporter, health) = tonic_health::server::health_reporter();
@@ -462,17 +462,6 @@ async fn keep_fresh(security: Option<Arc<PortSecurity>>, credentials: Option<Cre
     };
     join(certificates, credentials).await;
     std::future::pending().await
-}
-
-/// What stands before every door of a port.
-fn entrance_of(
-    names: Names,
-    limits: &Arc<DoorLimits>,
-    methods: &Methods,
-    credentials: Option<&Credentials>,
-) -> Arc<Entrance> {
-    let (limits, methods, credentials) = (limits.clone(), methods.clone(), credentials.cloned());
-    Arc::new(Entrance { names, limits, methods, credentials })
 }
 
 /// The places of those who connect to a node, whichever port they come to.

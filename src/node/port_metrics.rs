@@ -15,10 +15,10 @@ use crate::trust::port::PortSecurity;
 /// Reads the port's counts at every scrape.
 #[derive(Debug)]
 pub(super) struct PortCollector {
-    pub(super) places: Arc<Places>,
-    pub(super) limits: Arc<DoorLimits>,
-    pub(super) security: Option<Arc<PortSecurity>>,
-    pub(super) credentials: Option<Credentials>,
+    places: Arc<Places>,
+    limits: Arc<DoorLimits>,
+    security: Option<Arc<PortSecurity>>,
+    credentials: Option<Credentials>,
 }
 
 impl PortCollector {

@@ -1,13 +1,15 @@
-//! A cluster that was wiped and made anew on the same addresses: whoever comes back with a position or a session of
-//! the one before is told so.
+//! A cluster that was wiped and made anew on the same addresses, or restored there from a backup: whoever comes back with a position or a
+//! session of the one before is told so.
 
+use std::collections::BTreeMap;
 use std::process::Command;
 
 use futures::StreamExt;
 use quorate::Reason;
-use quorate::client::SubscribeOptions;
+use quorate::client::{FollowedChange, SnapshotPart, SubscribeOptions, Subscription};
 use quorate::kv::client::{Client, ClientConfig, ClientError, Range, Scope};
-use quorate::{Bookmark, ReadLevel, ReadOptions};
+use quorate::kv::machine::KvMachine;
+use quorate::{Bookmark, Engine, EngineConfig, ReadLevel, ReadOptions};
 
 use crate::replicas::{ReplicaProcess, position};
 use crate::support::{DEADLINE, QUORATE, TestCluster, eventually, free_address, get_at, start};
@@ -74,6 +76,12 @@ async fn positions_of_the_cluster_before_are_refused() {
     nodes.quorate(&["watch", "k", "--from", "5@zz"]).assert_refused(3, &["42@"]);
 }
 
+/// Why a subscription ends.
+async fn reason(subscription: &mut Subscription) -> Reason {
+    let ended = tokio::time::timeout(DEADLINE, subscription.next()).await.expect("it is silent");
+    ended.expect("it just ends").unwrap_err().reason()
+}
+
 /// L2, L10: their positions are no places of this cluster, be it behind or beyond them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn followers_of_the_cluster_before_are_told_so() {
@@ -101,10 +109,6 @@ async fn followers_of_the_cluster_before_are_told_so() {
     while next <= last {
         next = nodes.client.put(&scope, "k", "new").await.unwrap().revision;
     }
-    let reason = async |subscription: &mut quorate::client::Subscription| {
-        let ended = tokio::time::timeout(DEADLINE, subscription.next()).await.expect("it is silent");
-        ended.expect("it just ends").unwrap_err().reason()
-    };
     assert_eq!(reason(&mut subscription).await, Reason::OtherHistory);
     for (after, expected) in [(old, Reason::OtherHistory), (100_000_000.into(), Reason::Ahead)] {
         let mut subscription = nodes.client.subscribe(SubscribeOptions::after(after)).await.unwrap();
@@ -180,4 +184,116 @@ async fn a_replica_that_is_told_what_does_not_fit_stops_and_says_so() {
     let _replica = ReplicaProcess::following(&listens, &dir.path().join("state"), &serves, &log);
     let is_same = async || position(&serves).is_some_and(|at| at.0 >= upto && position(&listens) == Some(at));
     eventually("a new one has the state of its source", is_same).await;
+}
+
+/// A key and its value for each item of the state that a follower is sent, and for what comes after it, up to `last`.
+async fn state_and_after(client: &Client, last: u64) -> BTreeMap<String, String> {
+    let mut options = SubscribeOptions::from_beginning();
+    options.accept_snapshot = true;
+    let mut subscription = client.subscribe(options).await.unwrap();
+    let (mut keys, mut has_state, mut seq) = (BTreeMap::new(), false, 0);
+    while seq < last || !has_state {
+        let entry = tokio::time::timeout(DEADLINE, subscription.next()).await.expect("it is silent");
+        let entry = entry.unwrap().unwrap();
+        match (entry.snapshot, entry.change) {
+            (SnapshotPart::End, _) => (has_state, seq) = (true, entry.seq),
+            (part, FollowedChange::Event { key, value, .. }) => {
+                let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+                keys.insert(text(&key), text(&value));
+                seq = if part == SnapshotPart::Item { seq } else { entry.seq };
+            }
+            _ => {}
+        }
+    }
+    keys
+}
+
+/// L2, L10: a cluster that begins with the state of a backup has positions of its own, be they below those of before or beyond them. Nobody goes
+/// on at them: they are told so, and may have the state that was restored, and what came after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_of_a_cluster_that_was_restored_from_a_backup_are_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (listens, peers, serves) = (free_address(), free_address(), free_address());
+    let log = dir.path().join("replica.log");
+    let mut command = Command::new(QUORATE);
+    command.args(["serve", "--single", "--data-dir"]).arg(dir.path().join("one"));
+    let node = Running::start(command.args(["--client-listen", &listens, "--peer-listen", &peers]));
+    let is_ready = async || get_at(&listens, "/readyz").is_some_and(|(code, _)| code == 200);
+    eventually("the node serves", is_ready).await;
+    let (client, scope) = (Client::new([&listens], ClientConfig::default()).unwrap(), Scope::default());
+    for n in 0..20 {
+        client.put(&scope, format!("k{n}"), "before the backup").await.unwrap();
+    }
+    let backed_up = client.put(&scope, "k0", "before the backup").await.unwrap().header.bookmark();
+    client.take_snapshot(None).await.unwrap();
+    let (snapshots, backup) = (dir.path().join("one/snapshots"), dir.path().join("backup"));
+    assert!(Command::new("cp").arg("-r").args([&snapshots, &backup]).status().unwrap().success());
+
+    // What comes after it is not in the backup, and followers have it.
+    let begin = || ReplicaProcess::following(&listens, &dir.path().join("state"), &serves, &log);
+    let mut replica = begin();
+    let mut subscription = client.subscribe(SubscribeOptions::from_beginning()).await.unwrap();
+    let mut last = 0;
+    for n in 0..20 {
+        last = client.put(&scope, format!("k{n}"), "lost").await.unwrap().revision;
+    }
+    client.put(&scope, "lost", "lost").await.unwrap();
+    while subscription.next().await.unwrap().unwrap().seq <= last {}
+    let old = subscription.position();
+    eventually("the replica has it", async || position(&serves).is_some_and(|(applied, _)| applied > last))
+        .await;
+    drop(node);
+
+    let machine = Engine::<KvMachine>::read_backup(&backup).unwrap();
+    let mut config = EngineConfig::new(1, dir.path().join("two"), &peers);
+    config.client_advertise.clone_from(&listens);
+    let engine = Engine::restore(config, machine).await.unwrap();
+    assert!(engine.ready(DEADLINE).await);
+    let server = quorate::kv::bind(&listens).await.unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(server.serve(engine.clone(), async { drop(stopped.await) }));
+
+    let new = Client::new([&listens], ClientConfig::default()).unwrap();
+    let mut next = 0;
+    // Further than they are, so that nothing but the history tells them.
+    while next <= old.index {
+        next = new.put(&scope, "k0", "after the restore").await.unwrap().revision;
+    }
+    assert_eq!(reason(&mut subscription).await, Reason::OtherHistory);
+    let told = [
+        (old, Reason::OtherHistory),
+        (backed_up, Reason::OtherHistory),
+        (Bookmark { index: 100_000_000, ..old }, Reason::OtherHistory),
+        (100_000_000.into(), Reason::Ahead),
+    ];
+    for (after, expected) in told {
+        for accept_snapshot in [false, true] {
+            let mut options = SubscribeOptions::after(after);
+            options.accept_snapshot = accept_snapshot;
+            let mut subscription = new.subscribe(options).await.unwrap();
+            assert_eq!(reason(&mut subscription).await, expected, "{after:?} {accept_snapshot}");
+        }
+    }
+    let mut watch = new.watch(&scope, Range::all(), Some(old)).await.unwrap();
+    let ended = tokio::time::timeout(DEADLINE, watch.next()).await.expect("the watch is silent");
+    assert_eq!(ended.unwrap().unwrap_err().reason(), Reason::OtherHistory);
+    // What was restored was never told here: without the state there is no beginning.
+    let mut beginning = new.subscribe(SubscribeOptions::from_beginning()).await.unwrap();
+    assert_eq!(reason(&mut beginning).await, Reason::Compacted);
+    let mut expected: BTreeMap<_, _> =
+        (0..20).map(|n| (format!("k{n}"), "before the backup".to_owned())).collect();
+    expected.insert("k0".to_owned(), "after the restore".to_owned());
+    assert_eq!(state_and_after(&new, next).await, expected);
+
+    let refused = || std::fs::read_to_string(&log).unwrap().contains("not what it has followed before");
+    eventually("the replica ends", async || replica.ended().is_some()).await;
+    assert!(!replica.ended().unwrap().success() && refused());
+    // As it was advised.
+    std::fs::remove_dir_all(dir.path().join("state")).unwrap();
+    let _replica = begin();
+    let is_same = async || position(&serves).is_some_and(|at| at.0 >= next && position(&listens) == Some(at));
+    eventually("a new one has the state that was restored, and what came after it", is_same).await;
+    stop.send(()).unwrap();
+    serving.await.unwrap().unwrap();
+    engine.shutdown().await;
 }

@@ -487,6 +487,120 @@ async fn a_follower_says_who_it_is_before_what_it_follows() {
     .await;
 }
 
+/// It waits for a minute, as every follower with a full window may.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_by_frames_that_acknowledges_nothing_is_told_that_it_lags() {
+    const WINDOW: u64 = 64 * 1024;
+    let dir = tempfile::tempdir().unwrap();
+    followed(dir.path(), async |client, frames| {
+        let mut kv = KvClient::new(channel(client).await);
+        let mut written = Vec::new();
+        for number in 0..16 {
+            written.push(put_one(&mut kv, "t", &format!("k{number}"), vec![7; 8 * 1024]).await);
+        }
+        let last = written[written.len() - 1];
+        let first = Subscribe { window_bytes: WINDOW, heartbeat_ms: 1_000, ..Subscribe::default() };
+        let (mut follower, begin) = Follower::begin(frames, first).await;
+        let (begun, mut taken) = (Instant::now(), 0);
+        let end = loop {
+            match follower.told().await.expect("it is told why nothing more comes") {
+                Told::Entries(batch) => taken = entries(&batch.raw(), batch.count, false).last().unwrap().seq,
+                Told::Heartbeat(beat) => {
+                    assert!(beat.upto_seq < last);
+                    // That it is alive is no acknowledgement.
+                    follower.say(&Said::Alive).await;
+                }
+                Told::End(end) => break end,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!((end.reason, &end.name[..]), (30, "LAGGED"), "{}", end.message);
+        assert!(end.message.contains("nothing was acknowledged"), "{}", end.message);
+        assert!(begun.elapsed() >= Duration::from_secs(59), "{:?}", begun.elapsed());
+        // It has its place again, and goes on where it was.
+        let again = Subscribe { from_seq: taken, history: begin.history, ..Subscribe::default() };
+        let (mut follower, _) = Follower::begin(frames, again).await;
+        let rest: Vec<_> = follower.upto(last).await.iter().map(|entry| entry.seq).collect();
+        written.retain(|seq| *seq > taken);
+        assert_eq!(rest, written);
+    })
+    .await;
+}
+
+/// What comes next for it was kept for long, and is gone: the stream that is open says so, with the first position that is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_by_frames_that_is_overtaken_is_told_where_the_node_begins() {
+    let dir = tempfile::tempdir().unwrap();
+    followed(dir.path(), async |client, frames| {
+        let limits = r#"{"event_log_operations": 1000, "event_log_bytes": 4194304}"#;
+        let (code, answer) = json_of(client, "POST", "/replication/configure", limits).await;
+        assert_eq!(code, 200, "{answer}");
+        let mut kv = KvClient::new(channel(client).await);
+        let value = vec![7; 1024 * 1024];
+        let begins = put_one(&mut kv, "t", "k", value.clone()).await;
+        let first = Subscribe { window_bytes: 64 * 1024, ..Subscribe::default() };
+        let (mut follower, _) = Follower::begin(frames, first).await;
+        assert_eq!(follower.upto(begins).await.len(), 1);
+        let mut last = 0;
+        for _ in 0..80 {
+            last = put_one(&mut kv, "t", "k", value.clone()).await;
+        }
+        // One more has come; what follows that waits for an acknowledgement.
+        let mut taken = begins;
+        let end = loop {
+            match follower.told().await.expect("it is told why nothing more comes") {
+                Told::Entries(batch) => {
+                    let told = entries(&batch.raw(), batch.count, false);
+                    assert_eq!(told[0].seq, taken + 1, "nothing is left out before it is told so");
+                    taken = told[told.len() - 1].seq;
+                }
+                Told::Heartbeat(_) => follower.say(&Said::Ack { seq: taken }).await,
+                Told::End(end) => break end,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!((end.reason, &end.name[..]), (15, "COMPACTED"), "{}", end.message);
+        assert!(end.first_seq > taken + 1 && end.first_seq <= last, "{taken} {end:?}");
+        let again = Subscribe { from_seq: end.first_seq - 1, ..Subscribe::default() };
+        let (mut follower, _) = Follower::begin(frames, again).await;
+        assert_eq!(follower.upto(last).await.len() as u64, last + 1 - end.first_seq);
+    })
+    .await;
+}
+
+/// Those that are sent a state and do not read it take the places of states, and not those of followers.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_state_too_many_is_refused_by_frames_too() {
+    const STATES: usize = 8;
+    let dir = tempfile::tempdir().unwrap();
+    followed(dir.path(), async |client, _| {
+        let mut kv = KvClient::new(channel(client).await);
+        for number in 0..32 {
+            put_one(&mut kv, "t", &format!("k{number}"), vec![7; 1024 * 1024]).await;
+        }
+        AdminClient::new(channel(client).await).snapshot(SnapshotRequest {}).await.unwrap();
+    })
+    .await;
+    std::fs::remove_dir_all(dir.path().join("events")).unwrap();
+    followed(dir.path(), async |client, frames| {
+        let first = || Subscribe { accept_snapshot: true, batched: true, ..Subscribe::default() };
+        let mut unread = Vec::new();
+        for _ in 0..STATES {
+            unread.push(Follower::begin(frames, first()).await);
+        }
+        let mut late = Follower::connect(frames).await;
+        late.say(&Said::Subscribe(first())).await;
+        let end = late.end().await;
+        assert_eq!(&end.name, "LIMIT_REACHED", "{}", end.message);
+        assert!(end.message.contains("8 followers"), "{}", end.message);
+        let next = put_one(&mut KvClient::new(channel(client).await), "t", "new", "z").await;
+        let (mut other, _) =
+            Follower::begin(frames, Subscribe { from_seq: next - 1, ..Subscribe::default() }).await;
+        assert_eq!(other.upto(next).await.len(), 1);
+    })
+    .await;
+}
+
 fn authenticate(token: &str) -> Said {
     Said::Authenticate { magic: *b"QFRAMES\0", version: 1, token: token.to_owned() }
 }

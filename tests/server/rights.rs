@@ -1,8 +1,11 @@
 //! A node that asks its callers who they are: each may do what is granted to it, and nothing else.
 
 mod calls;
+mod commands;
 mod ends;
+mod guests;
 mod keys;
+mod limits;
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;

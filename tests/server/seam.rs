@@ -46,6 +46,7 @@ impl Folded {
     /// Takes in what must fit what is known.
     fn take(&mut self, entry: WalEntryProto) {
         match entry.snapshot() {
+            SnapshotMark::SnapshotSoFar => panic!("it has not asked for parts"),
             SnapshotMark::SnapshotBegin => {
                 assert_eq!(self.state_at.replace(entry.seq), None, "a state is told once");
                 return;

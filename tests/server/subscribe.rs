@@ -89,7 +89,7 @@ impl Follower {
         all
     }
 
-    async fn heartbeat(&mut self) -> WalEntryProto {
+    pub(crate) async fn heartbeat(&mut self) -> WalEntryProto {
         loop {
             let message = self.message().await.unwrap();
             if message.heartbeat.is_some() {
@@ -99,7 +99,11 @@ impl Follower {
     }
 
     async fn ack(&self, ack_seq: u64) {
-        self.to.send(SubscribeRequest { ack_seq, ..Default::default() }).await.unwrap();
+        self.say(SubscribeRequest { ack_seq, ..Default::default() }).await;
+    }
+
+    pub(crate) async fn say(&self, request: SubscribeRequest) {
+        self.to.send(request).await.unwrap();
     }
 
     async fn failure(&mut self) -> Failure {

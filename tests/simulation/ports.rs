@@ -21,6 +21,9 @@ fn clients_are_told_the_truth() {
             ("exactly-once writes", 20.0),
             ("exactly-once writes that had to be repeated", 0.2),
             ("watched changes", 20.0),
+            ("mirrored changes", 50.0),
+            ("mirrored changes that told the value before", 10.0),
+            ("subscriptions of a mirror", 2.0),
             ("ports that stood still", 0.5),
             ("broken connections", 0.5),
             ("crashes", 1.0),
@@ -37,7 +40,12 @@ fn members_come_and_go_and_clients_go_on() {
         seeds(1, 30),
         &scenario,
         &Clients,
-        &[("acknowledged writes", 50.0), ("changes of the membership", 1.0), ("watched changes", 20.0)],
+        &[
+            ("acknowledged writes", 50.0),
+            ("changes of the membership", 1.0),
+            ("watched changes", 20.0),
+            ("mirrored changes", 50.0),
+        ],
     );
 }
 

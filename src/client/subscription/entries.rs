@@ -152,7 +152,9 @@ impl FollowedEntry {
             Ok(SnapshotMark::SnapshotBegin) => SnapshotPart::Begin,
             Ok(SnapshotMark::SnapshotItem) => SnapshotPart::Item,
             Ok(SnapshotMark::SnapshotEnd) => SnapshotPart::End,
-            Err(_) => return Err(format!("position {seq} is of a snapshot in a way that is not known here")),
+            Ok(SnapshotMark::SnapshotSoFar) | Err(_) => {
+                return Err(format!("position {seq} is of a snapshot in a way that is not known here"));
+            }
         };
         if message.heartbeat.is_some() || message.batch.is_some() {
             return Err(format!("a heartbeat or a batch in the place of an entry at position {seq}"));

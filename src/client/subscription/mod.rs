@@ -25,7 +25,7 @@ use super::metrics::{Metrics, PerStream};
 use super::token::NodeChannel;
 use super::{CLOSE_PATIENCE, Client};
 use crate::proto::replication::replication_service_client::ReplicationServiceClient;
-use crate::proto::replication::{Heartbeat, SubscribeRequest, WalEntryProto};
+use crate::proto::replication::{Heartbeat, SnapshotMark, StatePart, SubscribeRequest, WalEntryProto};
 use crate::types::{Bookmark, HistoryEpoch};
 use acks::Acks;
 
@@ -42,6 +42,8 @@ mod state_file;
 
 /// Heartbeats that may fail to come before the node is left.
 const HEARTBEATS_MISSED: u32 = 3;
+/// For how long after something of a state has come its node is asked for the rest, if the stream breaks off: only that node has it.
+const STAY: Duration = Duration::from_secs(15);
 /// When nothing comes for so long, what was taken is acknowledged although it is little: the node may wait for it.
 const SETTLE: Duration = Duration::from_millis(20);
 
@@ -153,6 +155,7 @@ impl Client {
             opening,
             progress,
             state: None,
+            resumes: false,
             from_now,
             silence: options.heartbeat * HEARTBEATS_MISSED,
             standing: standing.clone(),
@@ -187,6 +190,8 @@ struct Subscribing {
     progress: watch::Sender<FollowedProgress>,
     /// Where the whole state that is being told is of, and where to begin again should it break off.
     state: Option<ToldPart>,
+    /// Whether the open stream was asked to go on within that state, and has not said yet whether it does.
+    resumes: bool,
     /// Whether no node has said yet where the present begins.
     from_now: bool,
     silence: Duration,
@@ -211,6 +216,29 @@ struct ToldPart {
     before: Bookmark,
     /// Whether all of it was told, and its end is not taken yet.
     is_over: bool,
+    /// Entries of it that have come, its beginning included.
+    entries: usize,
+    /// The part of it that can be gone on behind, and how many entries that is.
+    part: Option<(StatePart, usize)>,
+    /// When something of it has come last.
+    at_time: Instant,
+}
+
+impl ToldPart {
+    /// Where it can be gone on with, if it has broken off.
+    fn rest(&self) -> Option<(StatePart, usize)> {
+        self.part.filter(|_| !self.is_over)
+    }
+}
+
+/// What is said of a state that goes on.
+enum StateGoesOn {
+    /// What has come is a part.
+    SoFar,
+    /// It goes on behind so many entries.
+    Behind(usize),
+    /// It does not, and where the follower was before.
+    Void(Bookmark),
 }
 
 impl Subscribing {
@@ -222,7 +250,11 @@ impl Subscribing {
         let before = self.from.max(self.upto);
         let part = self.state.filter(|part| !part.is_over);
         match (entry.snapshot, part) {
-            (SnapshotPart::Item, Some(part)) if entry.seq == part.at => return Ok(()),
+            (SnapshotPart::Item, Some(part)) if entry.seq == part.at => {
+                let (entries, at_time) = (part.entries + 1, Instant::now());
+                self.state = Some(ToldPart { entries, at_time, ..part });
+                return Ok(());
+            }
             (SnapshotPart::End, Some(part)) if entry.seq == part.at => {
                 self.state = Some(ToldPart { is_over: true, ..part });
                 self.upto = entry.seq;
@@ -230,7 +262,8 @@ impl Subscribing {
             }
             (SnapshotPart::Begin, None) if entry.seq >= before => {
                 let before = Bookmark { index: self.from, history: self.history };
-                self.state = Some(ToldPart { at: entry.seq, before, is_over: false });
+                let (at, at_time) = (entry.seq, Instant::now());
+                self.state = Some(ToldPart { at, before, is_over: false, entries: 1, part: None, at_time });
                 return Ok(());
             }
             (SnapshotPart::None, None) => {}
@@ -246,6 +279,38 @@ impl Subscribing {
         }
         self.upto = if entry.more { entry.seq - 1 } else { entry.seq };
         Ok(())
+    }
+
+    /// What a message says of the part of a state that has come; `None` for one that is about something else.
+    ///
+    /// # Errors
+    /// That it cannot be said there, in words.
+    fn told_part(&mut self, message: &WalEntryProto) -> Result<Option<StateGoesOn>, String> {
+        let mark = SnapshotMark::try_from(message.snapshot).unwrap_or_default();
+        let state = self.state.filter(|state| !state.is_over);
+        if std::mem::take(&mut self.resumes) {
+            let state = state.expect("invariant: what it asks for is a rest");
+            let rest = state.rest().filter(|(part, _)| message.state_part == Some(*part));
+            if let Some((_, entries)) =
+                rest.filter(|_| mark == SnapshotMark::SnapshotBegin && message.seq == state.at)
+            {
+                self.state = Some(ToldPart { entries, ..state });
+                return Ok(Some(StateGoesOn::Behind(entries)));
+            }
+            // The node does not have it any more. What was told of it is void.
+            self.state = None;
+            return Ok(Some(StateGoesOn::Void(state.before)));
+        }
+        if mark != SnapshotMark::SnapshotSoFar {
+            return Ok(None);
+        }
+        match (state, message.state_part) {
+            (Some(state), Some(part)) if state.at == message.seq => {
+                self.state = Some(ToldPart { part: Some((part, state.entries)), ..state });
+                Ok(Some(StateGoesOn::SoFar))
+            }
+            _ => Err(format!("a part of a state at position {} that is in the wrong place", message.seq)),
+        }
     }
 
     /// The same of a heartbeat. One that begins may be about less than was asked for.
@@ -278,7 +343,9 @@ impl Followed for Subscribing {
     const NAME: &'static str = "subscription";
 
     async fn open(&mut self, link: &Link, from: Bookmark) -> Result<Streaming<WalEntryProto>, Status> {
-        let from_seq = from.index.saturating_sub(1);
+        let rest = self.state.and_then(|state| Some((state.before, state.rest()?.0)));
+        self.resumes = rest.is_some();
+        let from_seq = rest.map_or(from.index.saturating_sub(1), |(before, _)| before.index);
         (self.from, self.upto) = (from_seq, 0);
         let source = link.node.endpoint.to_string();
         self.progress.send_if_modified(|progress| {
@@ -290,6 +357,7 @@ impl Followed for Subscribing {
             from_seq,
             history: from.history.0,
             from_now: self.from_now,
+            state: rest.map(|(_, part)| part),
             ..self.opening.clone()
         };
         let (acks, told) = (WatchStream::from_changes(self.acks.begin(from_seq)), self.acks.clone());
@@ -316,8 +384,22 @@ impl Followed for Subscribing {
 
     fn read(&mut self, mut message: WalEntryProto) -> Result<Brought<FollowedEntry>, String> {
         let mut history = HistoryEpoch(message.history);
-        let (mut items, mut anew) = (Vec::new(), None);
-        if let Some(heartbeat) = message.heartbeat.take() {
+        let (mut items, mut anew, mut goes_on_behind, mut falls_back) = (Vec::new(), None, None, None);
+        let is_told = match self.told_part(&message)? {
+            Some(StateGoesOn::SoFar) => true,
+            Some(StateGoesOn::Behind(entries)) => {
+                goes_on_behind = Some(entries);
+                true
+            }
+            Some(StateGoesOn::Void(before)) => {
+                falls_back = Some(Bookmark { index: before.index.saturating_add(1), ..before });
+                false
+            }
+            None => false,
+        };
+        if is_told {
+            // Nothing of it is for the follower.
+        } else if let Some(heartbeat) = message.heartbeat.take() {
             self.upto(heartbeat)?;
         } else {
             let messages = match message.batch.take() {
@@ -349,10 +431,15 @@ impl Followed for Subscribing {
             });
         }
         self.from_now = false;
-        Ok(Brought { history, items, next: self.upto.saturating_add(1), anew })
+        let next = self.upto.saturating_add(1);
+        Ok(Brought { history, items, next, anew, goes_on_behind, falls_back })
     }
 
     fn begins_again(&mut self) -> Option<Bookmark> {
+        if self.state.is_some_and(|state| state.rest().is_some()) {
+            // What has come may be gone on with.
+            return None;
+        }
         // What a follower has of a state that broke off is nothing.
         let part = self.state.take().filter(|part| !part.is_over)?;
         Some(Bookmark { index: part.before.index.saturating_add(1), ..part.before })
@@ -375,6 +462,10 @@ impl Followed for Subscribing {
         let index = rest.index.saturating_sub(1);
         self.standing.set(Bookmark { index, ..rest });
         self.acks.taken(index);
+    }
+
+    fn stays(&self) -> bool {
+        self.state.is_some_and(|state| state.rest().is_some() && state.at_time.elapsed() < STAY)
     }
 
     fn silence(&self) -> Duration {

@@ -146,6 +146,7 @@ impl SubscribeOptions {
             heartbeat_ms: u32::try_from(self.heartbeat.as_millis()).unwrap_or(u32::MAX),
             id: self.id.clone(),
             accept_snapshot: self.accept_snapshot,
+            resumable: self.accept_snapshot,
             previous: self.previous,
             serves: self.serves.clone().unwrap_or_default(),
             ..SubscribeRequest::default()

@@ -282,6 +282,25 @@ impl<G: Guest> AnswerOutlet<G> {
         self.shared.close();
     }
 
+    /// Waits before the next request of a caller that asks for more than it may; false when the client is gone.
+    pub(super) async fn pauses(&self, pause: Option<Duration>) -> bool {
+        let Some(pause) = pause else { return true };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => true,
+            () = self.sender.closed() => false,
+            _ = self.principal.ended() => true,
+        }
+    }
+
+    /// Whether requests of this caller are still begun; if not, the pipeline ends.
+    pub(super) fn is_permitted(&self) -> bool {
+        let has_ended = self.principal.has_ended();
+        if has_ended {
+            let _ = self.shared.broken.set(failure::no_longer_authenticated().into());
+        }
+        !has_ended
+    }
+
     /// Counts `bytes` of requests that wait.
     ///
     /// # Errors

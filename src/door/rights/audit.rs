@@ -3,7 +3,6 @@
 //! A flood of refusals would fill a disk. So of refusals no more than [`MOST_REFUSALS`] are written in [`REFUSALS_IN`], and how many
 //! others there were is told with the next one.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,8 +11,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::in_force::Unidentified;
-use super::principal::Principal;
 use crate::door::failure;
+use crate::proto::details;
 use crate::proto::v1::Failure;
 use crate::shown::Shown;
 
@@ -83,14 +82,15 @@ impl RefusedCallers {
         failure::unauthenticated()
     }
 
-    /// `principal` has asked for `call`, which is not granted to it. What it is told.
-    pub(crate) fn denied(&self, call: &AuditedCall<'_>, principal: &Principal) -> Failure {
+    /// The caller called `name`, which has shown a `credential` of this kind, has asked for `call`, which is not granted to it. What it
+    /// is told.
+    pub(super) fn denied(&self, call: &AuditedCall<'_>, name: &str, credential: &'static str) -> Failure {
         self.denied.fetch_add(1, Ordering::Relaxed);
         if let Some(left_out) = self.turn() {
             tracing::warn!(
                 target: "quorate::audit",
-                principal = %Shown(principal.name()),
-                credential = principal.kind(),
+                principal = %Shown(name),
+                credential,
                 call = %Shown(call.path),
                 address = call.address(),
                 outcome = "permission_denied",
@@ -102,15 +102,25 @@ impl RefusedCallers {
     }
 }
 
-/// `principal` has asked for `call`, which changes how the cluster is; with this `outcome`.
-pub(crate) fn operated(call: &AuditedCall<'_>, principal: &Principal, outcome: impl fmt::Display) {
+/// What stands for the outcome of a call before it is carried out.
+pub(crate) const ASKED: &str = "asked";
+
+/// What came of a call, as it is logged.
+pub(crate) fn outcome(status: Option<&tonic::Status>) -> &'static str {
+    let failed = status.filter(|status| status.code() != tonic::Code::Ok);
+    let Some(failed) = failed else { return "ok" };
+    details::failure(failed.details()).map_or("failed", |failure| failure.reason().name())
+}
+
+/// The caller called `name`, which has shown a `credential` of this kind, has asked for `call`, which changes how the cluster is.
+pub(super) fn operated(call: &AuditedCall<'_>, name: &str, credential: &'static str, outcome: &str) {
     tracing::info!(
         target: "quorate::audit",
-        principal = %Shown(principal.name()),
-        credential = principal.kind(),
+        principal = %Shown(name),
+        credential,
         call = %Shown(call.path),
         address = call.address(),
-        outcome = %outcome,
+        outcome,
         "operated"
     );
 }

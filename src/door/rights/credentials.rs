@@ -1,11 +1,12 @@
 //! The credentials of callers, read from files, and read again while the node runs.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use ring::{hmac, rand::SystemRandom};
@@ -13,10 +14,11 @@ use tokio::sync::watch;
 
 use super::audit::{AuditedCall, RefusedCallers};
 use super::file::TokensFile;
-use super::in_force::{InForce, PresentedCredential, Unidentified};
+use super::in_force::{Identified, InForce, MAX_TOKEN_BYTES, PresentedCredential, Unidentified};
 use super::jwt::{JwtKeys, JwtPolicy};
 use super::principal::Principal;
 use super::table::CallRight;
+use super::usage::Usages;
 use crate::proto::v1::Failure;
 use crate::runtime;
 
@@ -24,7 +26,9 @@ use crate::runtime;
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Most bytes of a file.
 const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
-/// A token that ends at once is none to use.
+/// Signed tokens that are not verified again.
+const MOST_VERIFIED: usize = 4096;
+/// How far clocks are apart at most, where nothing is said.
 const LEEWAY: Duration = Duration::from_secs(30);
 
 /// What callers are identified by. Without either file nobody is asked.
@@ -96,7 +100,35 @@ struct CredentialFiles {
     read: Mutex<[Option<[u8; 32]>; 2]>,
     reloads: AtomicU64,
     failures: AtomicU64,
-    refused: RefusedCallers,
+    refused: Arc<RefusedCallers>,
+    verified: VerifiedTokens,
+    usages: Usages,
+}
+
+/// Signed tokens that were verified, by their hashes: of one state of the files, and of no more than [`MOST_VERIFIED`].
+#[derive(Default)]
+struct VerifiedTokens(Mutex<(Weak<InForce>, HashMap<[u8; 32], Identified>)>);
+
+impl VerifiedTokens {
+    fn lock(&self) -> MutexGuard<'_, (Weak<InForce>, HashMap<[u8; 32], Identified>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, hash: &[u8; 32], in_force: &Arc<InForce>, now: u64) -> Option<Identified> {
+        let verified = self.lock();
+        let is_of_now = std::ptr::eq(verified.0.as_ptr(), Arc::as_ptr(in_force));
+        let found = verified.1.get(hash).filter(|_| is_of_now)?;
+        Some(found.clone()).filter(|found| found.expires.is_some_and(|expires| expires > now))
+    }
+
+    fn keep(&self, hash: [u8; 32], in_force: &Arc<InForce>, identified: &Identified) {
+        let mut verified = self.lock();
+        let is_of_now = std::ptr::eq(verified.0.as_ptr(), Arc::as_ptr(in_force));
+        if !is_of_now || verified.1.len() >= MOST_VERIFIED {
+            *verified = (Arc::downgrade(in_force), HashMap::new());
+        }
+        verified.1.insert(hash, identified.clone());
+    }
 }
 
 /// What is counted of credentials.
@@ -135,7 +167,9 @@ impl Credentials {
             read: Mutex::new(read),
             reloads: AtomicU64::new(0),
             failures: AtomicU64::new(0),
-            refused: RefusedCallers::default(),
+            refused: Arc::default(),
+            verified: VerifiedTokens::default(),
+            usages: Usages::default(),
         })))
     }
 
@@ -150,18 +184,37 @@ impl Credentials {
         call: &AuditedCall<'_>,
     ) -> Result<Principal, Failure> {
         let refused = &self.0.refused;
-        let principal = self.identify(shown).map_err(|why| refused.unidentified(call, why))?;
+        let principal = self.identify(shown, call).map_err(|why| refused.unidentified(call, why))?;
         match right.is_none_or(|right| principal.may(right)) {
             true => Ok(principal),
-            false => Err(refused.denied(call, &principal)),
+            false => Err(principal.deny(call.path)),
         }
     }
 
-    fn identify(&self, shown: PresentedCredential<'_>) -> Result<Principal, Unidentified> {
+    fn identify(
+        &self,
+        shown: PresentedCredential<'_>,
+        call: &AuditedCall<'_>,
+    ) -> Result<Principal, Unidentified> {
         let now = runtime::unix_time_ms() / 1000;
         let receiver = self.0.in_force.subscribe();
-        let identified = receiver.borrow().identify(shown, now)?;
-        Ok(Principal::new(identified, now, receiver))
+        let in_force = receiver.borrow().clone();
+        // To verify a signature takes a hundred times as long as to look it up.
+        let signed = shown.bearer.filter(|bearer| bearer.len() <= MAX_TOKEN_BYTES && bearer.contains('.'));
+        let hash = signed.map(|bearer| super::sha256(bearer.as_bytes()));
+        let known = hash.and_then(|hash| self.0.verified.find(&hash, &in_force, now));
+        let identified = match known {
+            Some(identified) => identified,
+            None => {
+                let identified = in_force.identify(shown, now)?;
+                if let Some(hash) = hash {
+                    self.0.verified.keep(hash, &in_force, &identified);
+                }
+                identified
+            }
+        };
+        let told = (call.address, self.0.refused.clone());
+        Ok(Principal::new(identified, now, receiver, &self.0.usages, told))
     }
 
     /// What has been counted since the process started.

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use serde::Deserialize;
 
-use super::grants::{AccessRole, Grant, Granted};
+use super::grants::{AccessRole, CallerLimits, Grant, Granted};
 use super::hex;
 
 /// Most entries of a file.
@@ -40,6 +40,8 @@ pub(super) struct TokenEntry {
     pub(super) roles: Vec<AccessRole>,
     #[serde(default)]
     pub(super) grants: Vec<Grant>,
+    #[serde(default)]
+    pub(super) limits: CallerLimits,
 }
 
 impl TokenEntry {
@@ -64,6 +66,8 @@ pub(super) struct CertificateEntry {
     pub(super) roles: Vec<AccessRole>,
     #[serde(default)]
     pub(super) grants: Vec<Grant>,
+    #[serde(default)]
+    pub(super) limits: CallerLimits,
 }
 
 impl TokensFile {
@@ -72,7 +76,7 @@ impl TokensFile {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let file: Self = toml::from_str(text).map_err(|error| {
             // Its text shows the line, which may hold what should not be shown.
-            let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
             format!("line {line}: {}", error.message())
         })?;
         file.check().map(|()| file)
@@ -132,7 +136,8 @@ mod tests {
         let file = TokensFile::parse(&text).unwrap();
         let [token] = &file.token[..] else { panic!("{file:?}") };
         assert_eq!((token.name.as_str(), token.expires), ("app", Some(1_800_000_000)));
-        let granted = Granted { roles: token.roles.clone(), grants: token.grants.clone() };
+        let (roles, grants) = (token.roles.clone(), token.grants.clone());
+        let granted = Granted { roles, grants, ..Granted::default() };
         let orders = Touched::Collection { tenant: "acme", collection: "orders" };
         assert!(granted.covers(DataRight::Write, orders) && granted.has(AccessRole::Observe));
         assert_eq!(file.certificate[0].name, "replica.example.com");

@@ -17,6 +17,17 @@ pub enum DataRight {
     Subscribe,
 }
 
+impl DataRight {
+    /// As files call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Subscribe => "subscribe",
+        }
+    }
+}
+
 /// A part of the state that a request touches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -108,6 +119,22 @@ pub(crate) enum AccessRole {
     Operate,
 }
 
+/// How much a caller may make of what is granted to it, at each node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CallerLimits {
+    /// Calls under way at a time; a pipeline, a watch and a subscription are one each for as long as they last.
+    pub(crate) max_calls: Option<u32>,
+    /// Requests in a second, each of a pipeline counting. What is more is refused, and on a pipeline read later.
+    pub(crate) requests_per_second: Option<u32>,
+}
+
+impl CallerLimits {
+    pub(crate) fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// All that is granted to one caller.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -116,6 +143,8 @@ pub(crate) struct Granted {
     pub(crate) roles: Vec<AccessRole>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) grants: Vec<Grant>,
+    #[serde(skip_serializing_if = "CallerLimits::is_none")]
+    pub(crate) limits: CallerLimits,
 }
 
 impl Granted {
@@ -123,7 +152,8 @@ impl Granted {
     pub(crate) fn everything() -> Self {
         let rights = vec![DataRight::Read, DataRight::Write, DataRight::Subscribe];
         let all = Grant { tenant: EVERY_TENANT.to_owned(), prefix: String::new(), collection: None, rights };
-        Self { roles: vec![AccessRole::Observe, AccessRole::Operate], grants: vec![all] }
+        let (roles, limits) = (vec![AccessRole::Observe, AccessRole::Operate], CallerLimits::default());
+        Self { roles, grants: vec![all], limits }
     }
 
     /// Whether it is more than nothing.
@@ -166,7 +196,7 @@ mod tests {
     }
 
     fn of(grants: &[Grant]) -> Granted {
-        Granted { roles: Vec::new(), grants: grants.to_vec() }
+        Granted { grants: grants.to_vec(), ..Granted::default() }
     }
 
     fn at<'a>(tenant: &'a str, collection: &'a str) -> Touched<'a> {
@@ -220,8 +250,8 @@ mod tests {
 
     #[test]
     fn who_operates_observes_and_who_observes_reads_nothing() {
-        let operator = Granted { roles: vec![AccessRole::Operate], grants: Vec::new() };
-        let observer = Granted { roles: vec![AccessRole::Observe], grants: Vec::new() };
+        let of = |role| Granted { roles: vec![role], ..Granted::default() };
+        let (operator, observer) = (of(AccessRole::Operate), of(AccessRole::Observe));
         assert!(operator.has(AccessRole::Observe) && operator.has(AccessRole::Operate));
         assert!(observer.has(AccessRole::Observe) && !observer.has(AccessRole::Operate));
         for granted in [operator, observer, Granted::default()] {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use ring::digest::{SHA256, digest};
 use ring::hmac;
 
-use super::file::{TokenEntry, TokensFile};
+use super::file::{CertificateEntry, TokenEntry, TokensFile};
 use super::grants::Granted;
 use super::jwt::JwtKeys;
 
@@ -128,13 +128,14 @@ impl InForce {
         let mut tokens = HashMap::new();
         for entry in file.token {
             let hash = entry.hash()?;
-            let TokenEntry { name, expires, roles, grants, .. } = entry;
-            let granted = Arc::new(Granted { roles, grants });
+            let TokenEntry { name, expires, roles, grants, limits, .. } = entry;
+            let granted = Arc::new(Granted { roles, grants, limits });
             tokens.insert(code(key, &hash), NamedEntry { name: name.into(), granted, expires });
         }
         let certificates = file.certificate.into_iter().map(|entry| {
-            let granted = Arc::new(Granted { roles: entry.roles, grants: entry.grants });
-            (entry.name.clone(), NamedEntry { name: entry.name.into(), granted, expires: None })
+            let CertificateEntry { name, roles, grants, limits } = entry;
+            let granted = Arc::new(Granted { roles, grants, limits });
+            (name.clone(), NamedEntry { name: name.into(), granted, expires: None })
         });
         let (certificates, anonymous) = (certificates.collect(), file.anonymous.map(Arc::new));
         Ok(Self { key: key.clone(), tokens, certificates, anonymous, jwt })

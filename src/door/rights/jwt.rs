@@ -168,6 +168,14 @@ fn of_pem(text: &str) -> Result<Vec<u8>, String> {
     key.map(<[u8]>::to_vec).ok_or_else(|| NONE.to_owned())
 }
 
+/// As a key calls what it is for.
+fn name(algorithm: Algorithm) -> &'static str {
+    match algorithm {
+        Algorithm::HS256 => "HS256",
+        _ => "EdDSA",
+    }
+}
+
 type ParsedKey = (Option<String>, Algorithm, Vec<u8>);
 
 fn of_set(text: &str) -> Result<Vec<ParsedKey>, String> {
@@ -189,7 +197,7 @@ fn of_set(text: &str) -> Result<Vec<ParsedKey>, String> {
             _ => return Err(format!("key {place} is neither of Ed25519 (OKP) nor a secret (oct)")),
         };
         let said = jwk.common.key_algorithm.map(|said| said.to_string());
-        if said.is_some_and(|said| said != format!("{algorithm:?}")) {
+        if said.is_some_and(|said| said != name(algorithm)) {
             return Err(format!("key {place} is for another algorithm than EdDSA or HS256"));
         }
         let unreadable = || format!("key {place} cannot be read");

@@ -4,7 +4,8 @@
 //! - [`grants`]: roles, and rights to parts of the state;
 //! - [`credentials`]: the files that say to whom what is granted ([`file`], [`jwt`]), and what of them is [`in_force`];
 //! - [`signing`]: tokens that are made;
-//! - [`principal`]: a caller that was identified, and when that ends.
+//! - [`principal`]: a caller that was identified, and when that ends; [`usage`]: what it takes at a time;
+//! - [`audit`]: who has done what, and who was refused, for the log.
 //!
 //! The entrance of the port identifies each request and asks the table. Where the right depends on what is asked for, the door
 //! asks the guest what a request [touches](super::Guest::touches), before anything is done or passed on.
@@ -30,12 +31,14 @@ pub(crate) mod signing;
 pub(crate) mod table;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use ring::digest::{SHA256, digest};
 
 pub use credentials::{ClientAuth, Credentials, CredentialsError};
 pub(crate) use in_force::{MAX_TOKEN_BYTES, PresentedCredential};
 pub(crate) use principal::Principal;
+pub(crate) use usage::CountedCall;
 
 /// The hash of `bytes` that stands in files.
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {

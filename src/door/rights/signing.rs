@@ -76,7 +76,8 @@ impl SigningKey {
         let set: JwkSet = serde_json::from_str(text).map_err(|_| NO_SET)?;
         let [jwk] = &set.keys[..] else { return Err(NO_SET.to_owned()) };
         let AlgorithmParameters::OctetKey(secret) = &jwk.algorithm else { return Err(NO_SET.to_owned()) };
-        let key = EncodingKey::from_urlsafe_base64_secret(&secret.value).map_err(|_| NO_SET)?;
+        let secret = URL_SAFE_NO_PAD.decode(&secret.value).map_err(|_| NO_SET)?;
+        let key = EncodingKey::from_secret(&secret).map_err(|_| NO_SET)?;
         Ok(Self { algorithm: Algorithm::HS256, kid: jwk.common.key_id.clone(), key })
     }
 

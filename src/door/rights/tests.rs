@@ -67,7 +67,7 @@ fn a_token_stands_for_the_entry_with_its_hash() {
     assert!(!format!("{present:?}").contains(&token_hash(&token)));
 
     // What streams ask later.
-    let granted = Granted { roles: vec![AccessRole::Observe], grants: Vec::new() };
+    let granted = Granted { roles: vec![AccessRole::Observe], ..Granted::default() };
     assert!(present.still_grants(&key, &granted, None));
     assert!(!present.still_grants(&key, &Granted::everything(), None));
     assert!(!present.still_grants(&key, &granted, Some(1)), "it ends at another time by now");
@@ -230,7 +230,7 @@ fn a_token_is_taken_in_its_time_and_by_those_it_is_meant_for() {
     let secret = Issuer { key: new_secret("1").unwrap() };
     let by_secret = in_force("", Some(secret.keys(policy())));
     let k = secret.key.set["keys"][0]["k"].as_str().unwrap();
-    let key = EncodingKey::from_urlsafe_base64_secret(k).unwrap();
+    let key = EncodingKey::from_secret(&URL_SAFE_NO_PAD.decode(k).unwrap()).unwrap();
     let signed = |claims: Value| forged(Algorithm::HS256, &key, &claims);
     assert!(by_token(&by_secret, &signed(claims(|_| {}))).is_ok());
     let soon = now() + 10_000_000;

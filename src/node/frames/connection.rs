@@ -81,9 +81,10 @@ async fn follow<N: OperatedNode>(
     };
     let begun = first.and_then(|(token, first)| {
         let principal = identify(credentials.as_ref(), &follower.caller, token.as_deref())?;
-        Ok((first, Arc::new(principal), admit(&service, &follower.caller)?))
+        let counted = principal.begin().map_err(|_| failure::too_much_asked())?;
+        Ok((first, (principal, counted), admit(&service, &follower.caller)?))
     });
-    let ((first, principal, place), open) = match call.open(begun) {
+    let ((first, (principal, _counted), place), open) = match call.open(begun) {
         Ok(begun) => begun,
         Err(failure) => return Some(failure),
     };
@@ -127,11 +128,11 @@ fn identify(
     credentials: Option<&Credentials>,
     caller: &Caller,
     token: Option<&str>,
-) -> Result<Principal, Failure> {
+) -> Result<Arc<Principal>, Failure> {
     let Some(credentials) = credentials else { return Ok(Principal::everyone()) };
     let shown = PresentedCredential { bearer: token, certificate: caller.certificate().unwrap_or_default() };
     let asked = AuditedCall { path: "frames", address: caller.address() };
-    credentials.admit(shown, Some(CallRight::Data), &asked)
+    credentials.admit(shown, Some(CallRight::Data), &asked).map(Arc::new)
 }
 
 /// A place for a follower, whose connection it keeps from now on.

@@ -8,8 +8,8 @@ use super::codec::{
 };
 use crate::machine::{AppliedEvent, EventOperation};
 use crate::node::subscriptions::{
-    EntryAt, EntryBatch, EntryContent, FollowerEncoding, FollowerProgress, SentEntry, StateMark, SyncBegin,
-    SyncKind,
+    EntryAt, EntryBatch, EntryContent, FollowerEncoding, FollowerProgress, PartMark, SentEntry, StateMark,
+    SyncBegin, SyncKind,
 };
 use crate::types::HistoryEpoch;
 
@@ -109,6 +109,11 @@ impl FollowerEncoding for FrameEncoding {
             }
         };
         codec::framed(&frame, SMALL_BYTES)
+    }
+
+    /// A state by frames is taken as a whole or not at all: its sum is that of all items.
+    fn part(&mut self, _: EntryAt, _: PartMark, _: HistoryEpoch) -> Option<Bytes> {
+        None
     }
 
     fn heartbeat(&mut self, progress: &FollowerProgress) -> Bytes {

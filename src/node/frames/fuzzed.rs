@@ -1,6 +1,6 @@
 //! Frames, from any bytes: see [`crate::fuzzing`].
 
-use super::codec::{self, HEAD_BYTES, Head, MAX_FIRST_BYTES, MAX_LATER_BYTES};
+use super::codec::{self, FirstFrame, HEAD_BYTES, Head, MAX_FIRST_BYTES, MAX_LATER_BYTES};
 use crate::proto::replication::SubscribeRequest;
 
 /// What a follower may have asked for that sent these messages, each behind its length in two bytes. The heads of their frames are made here, or nearly
@@ -15,8 +15,11 @@ pub(in crate::node) fn read_all(mut bytes: &[u8]) -> Vec<SubscribeRequest> {
         bytes = rest;
         let most = if requests.is_empty() { MAX_FIRST_BYTES } else { MAX_LATER_BYTES };
         let Ok(head) = Head::read(head_of(message), most) else { continue };
-        let read = if requests.is_empty() { codec::read_first } else { codec::read_later };
-        requests.extend(read(head, message));
+        if !requests.is_empty() {
+            requests.extend(codec::read_later(head, message));
+        } else if let Ok(FirstFrame::Subscribe(request)) = codec::read_first(head, message) {
+            requests.push(*request);
+        }
     }
     requests
 }

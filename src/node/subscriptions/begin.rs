@@ -10,10 +10,11 @@ use tokio::time::timeout;
 
 use super::entry::EntryAt;
 use super::failures;
+use super::kept_states::{KeptStates, StateParts, UnsentState};
 use super::registry::{FollowerCaller, Subscribers};
 use super::rest::StateItems;
 use super::stream::{LookAtNode, NodeClocks, Sending, drained};
-use super::transport::{FollowerEncoding, FollowerLine, StateMark, SyncKind};
+use super::transport::{FollowerEncoding, FollowerLine, PartMark, StateMark, SyncKind};
 use super::wishes::{StartAt, Wishes};
 use crate::address::Address;
 use crate::door::failure::invalid;
@@ -24,6 +25,7 @@ use crate::feed::{FeedContent, FeedCursor, FeedRecord};
 use crate::machine::{AppliedEvent, StateMachine};
 use crate::node::operated::{OperatedNode, ViewOf};
 use crate::proto::v1::Failure;
+use crate::reason::Reason;
 use crate::runtime::offload;
 use crate::types::{Bookmark, LogId};
 
@@ -31,12 +33,22 @@ use crate::types::{Bookmark, LogId};
 pub(in crate::node) const FIRST_PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of a state that are looked at in one piece.
 const STATE_PAGE_BYTES: usize = 192 * 1024;
+/// Pieces that are a part, which a follower that comes back goes on behind.
+const PART_PAGES: usize = 4;
 
 /// Where a follower begins.
 enum Begun<N: OperatedNode> {
     At(FeedCursor),
     /// With this state. What follows was found before anything of it is sent.
-    With(Box<HeldState<ViewOf<N>>>, FeedCursor, OwnedSemaphorePermit),
+    With(Box<StateToSend<N>>, FeedCursor, OwnedSemaphorePermit),
+}
+
+/// A state that is to be sent, all of it or what is behind a part.
+struct StateToSend<N: OperatedNode> {
+    state: HeldState<ViewOf<N>>,
+    parts: StateParts,
+    /// The part that the follower has, and where the machine goes on behind it.
+    behind: Option<(u64, Vec<u8>)>,
 }
 
 /// Sends to one follower until it has had enough.
@@ -56,6 +68,9 @@ pub(in crate::node) async fn serve<N: OperatedNode, E: FollowerEncoding>(
         let first = first.ok_or_else(|| invalid("the follower did not say where to begin"))??;
         let wishes = Wishes::parse(first, <N::Machine as StateMachine>::TELLS_EVENTS)?;
         wishes.choice.permit(principal)?;
+        if let Some(resumed) = resumed::<N>(&node, &subscribers, &wishes).await? {
+            return Ok((Arc::new(wishes), resumed));
+        }
         let begun = begin(&node, &wishes).await?;
         let begun = match begun {
             Ok(cursor) => Begun::At(cursor),
@@ -88,21 +103,18 @@ pub(in crate::node) async fn serve<N: OperatedNode, E: FollowerEncoding>(
         let committed = node.state().committed.map_or(0, |committed| committed.index);
         NodeClocks { applied, committed: committed.max(applied), clock }
     });
+    let kept = subscribers.kept_states().clone();
     let start = |cursor| Sending::new(look, line, wishes.clone(), (place, cursor), from);
     let send = async {
-        let mut sending;
-        let is_there = match begun {
+        let begun = match begun {
             Begun::At(cursor) => {
-                sending = start(cursor);
-                sending.begin(SyncKind::Partial, from).await?
+                let mut sending = start(cursor);
+                sending.begin(SyncKind::Partial, from).await?.then_some(sending)
             }
-            Begun::With(state, cursor, _permit) => {
-                sending = start(cursor);
-                sending.begin(SyncKind::Full, state.at().index).await?
-                    && send_state::<N, E>(&mut sending, *state).await?
-            }
+            Begun::With(to_send, cursor, _permit) => send_or_keep(start(cursor), *to_send, &kept).await?,
         };
-        if !is_there || (matches!(wishes.start, StartAt::Now(_)) && !sending.heartbeat().await?) {
+        let Some(mut sending) = begun else { return Ok(()) };
+        if matches!(wishes.start, StartAt::Now(_)) && !sending.heartbeat().await? {
             return Ok(());
         }
         sending.tail().await
@@ -169,34 +181,95 @@ async fn with_state<N: OperatedNode>(
     let state = node.held_state().await?;
     let at = Bookmark { index: state.at().index, history: state.history() };
     let cursor = node.follow(at).await.map_err(failures::of_follow)?;
-    Ok(Begun::With(Box::new(state), cursor, permit))
+    let to_send = StateToSend { state, parts: StateParts::new(), behind: None };
+    Ok(Begun::With(Box::new(to_send), cursor, permit))
+}
+
+/// The state of which the follower has a part, if this node still has it.
+///
+/// # Errors
+/// When it may not be followed, or all places are taken.
+async fn resumed<N: OperatedNode>(
+    node: &N,
+    subscribers: &Subscribers,
+    wishes: &Wishes,
+) -> Result<Option<Begun<N>>, Failure> {
+    node.may_be_followed()?;
+    let Some((id, part)) = wishes.state else { return Ok(None) };
+    let permit = subscribers.snapshot_place()?;
+    let Some((unsent, after)) = subscribers.kept_states().take::<ViewOf<N>>(id, part).await else {
+        return Ok(None);
+    };
+    let UnsentState { state, cursor, parts } = unsent;
+    let is_of_history = !state.history().differs_from(node.current_history().epoch());
+    let behind = Some((part, after));
+    let begun = || Begun::With(Box::new(StateToSend { state, parts, behind }), cursor, permit);
+    Ok(is_of_history.then(begun))
+}
+
+/// Whether a state was not sent because its follower has gone, and not for what it is.
+fn is_broken_off(sent: &Result<bool, Failure>) -> bool {
+    match sent {
+        Ok(is_there) => !is_there,
+        Err(failure) => ![Reason::Stopped, Reason::Lagged, Reason::Invalid].contains(&failure.reason()),
+    }
+}
+
+/// Sends a state; `None` if the follower has gone. What was not sent then is kept for it, if it may come back.
+async fn send_or_keep<N: OperatedNode, E: FollowerEncoding>(
+    mut sending: Sending<E>,
+    mut to_send: StateToSend<N>,
+    kept: &KeptStates,
+) -> Result<Option<Sending<E>>, Failure> {
+    // Dropped last: by then it is kept, if it is.
+    let open = kept.open(to_send.parts.id);
+    let sent = tokio::select! {
+        biased;
+        sent = send_state::<N, E>(&mut sending, &mut to_send) => sent,
+        () = open.left() => Ok(false),
+    };
+    if sending.wishes.resumable && is_broken_off(&sent) {
+        let StateToSend { state, parts, .. } = to_send;
+        let (cursor, draining) = sending.into_rest();
+        kept.keep(UnsentState { state, cursor, parts }, draining);
+        return sent.map(|_| None);
+    }
+    Ok(sent?.then_some(sending))
 }
 
 /// Sends `state`, and says where it begins and ends; false if the follower has gone.
 async fn send_state<N: OperatedNode, E: FollowerEncoding>(
     sending: &mut Sending<E>,
-    state: HeldState<ViewOf<N>>,
+    to_send: &mut StateToSend<N>,
 ) -> Result<bool, Failure> {
-    let mut pinned = state.pinned.clone();
+    if !sending.begin(SyncKind::Full, to_send.state.at().index).await? {
+        return Ok(false);
+    }
+    let mut pinned = to_send.state.pinned.clone();
     tokio::select! {
         // First, or a state whose follower always has room would never be looked at.
         biased;
         () = pinned.too_much() => Err(failures::too_much_replaced(pinned.most_bytes())),
-        sent = send_items::<N, E>(sending, state) => sent,
+        sent = send_items::<N, E>(sending, to_send) => sent,
     }
 }
 
 async fn send_items<N: OperatedNode, E: FollowerEncoding>(
     sending: &mut Sending<E>,
-    state: HeldState<ViewOf<N>>,
+    StateToSend { state, parts, behind }: &mut StateToSend<N>,
 ) -> Result<bool, Failure> {
     let (at, clock) = (state.at(), state.clock());
     let (time_ms, elapsed_ms) = (clock.log_time_ms(), clock.elapsed_ms);
     let mark = EntryAt { seq: at.index, term: at.term, time_ms, elapsed_ms };
-    if !sending.mark(mark, StateMark::Begin).await? {
+    let id = parts.id;
+    let (is_there, from) = match behind.take() {
+        Some((part, after)) => (sending.part(mark, PartMark { begins: true, id, part }).await?, after),
+        None => (sending.mark(mark, StateMark::Begin).await?, Vec::new()),
+    };
+    if !is_there {
         return Ok(false);
     }
-    let mut after = Some(Vec::new());
+    let (mut after, mut pages) = (Some(from), 0);
     while let Some(from) = after {
         if !sending.room().await? {
             return Ok(false);
@@ -212,6 +285,13 @@ async fn send_items<N: OperatedNode, E: FollowerEncoding>(
         }
         if !sending.send_rest().await? || (sending.is_overdue() && !sending.heartbeat().await?) {
             return Ok(false);
+        }
+        pages += 1;
+        if let Some(after) = after.as_ref().filter(|_| sending.wishes.resumable && pages % PART_PAGES == 0) {
+            let part = parts.add(after);
+            if !sending.part(mark, PartMark { begins: false, id, part }).await? {
+                return Ok(false);
+            }
         }
     }
     sending.mark(mark, StateMark::End).await

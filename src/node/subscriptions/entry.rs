@@ -6,8 +6,11 @@ use crate::feed::{FeedRecord, KeyBefore};
 use crate::machine::AppliedEvent;
 use crate::types::{HistoryEpoch, MachineVersion};
 
-/// A longer value from before a change is not told: with the value after it, it might be more than a message takes.
+/// A longer value from before a change is not told.
 const MAX_PREVIOUS_BYTES: usize = 4 * 1024 * 1024;
+/// Nor is one that is longer than this together with the value after it: both must fit a message, of
+/// [`MAX_ENTRY_BYTES`](super::MAX_ENTRY_BYTES).
+const MAX_BOTH_BYTES: usize = 30 * 1024 * 1024;
 
 /// What entries of one position have in common.
 #[derive(Debug, Clone, Copy)]
@@ -58,10 +61,13 @@ pub(in crate::node) struct SentEntry<'a> {
 impl<'a> SentEntry<'a> {
     /// The value that the key had before, as far as it is told, and whether it had one that is not.
     pub(in crate::node) fn previous(&self) -> (Option<&'a Bytes>, bool) {
+        let after = match self.content {
+            EntryContent::Event(event) => event.value.len(),
+            EntryContent::Command { .. } => 0,
+        };
+        let fits = |before: usize| before <= MAX_PREVIOUS_BYTES && before + after <= MAX_BOTH_BYTES;
         match self.before {
-            Some(KeyBefore::Written(event)) if event.value.len() <= MAX_PREVIOUS_BYTES => {
-                (Some(&event.value), false)
-            }
+            Some(KeyBefore::Written(event)) if fits(event.value.len()) => (Some(&event.value), false),
             Some(KeyBefore::Written(_) | KeyBefore::Unknown) => (None, true),
             Some(KeyBefore::Absent) | None => (None, false),
         }

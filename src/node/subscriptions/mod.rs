@@ -2,7 +2,7 @@
 //!
 //! - [`grpc`]: followers that come by `replication.ReplicationService`; [`frames`](super::frames) has the others, over plain TCP;
 //! - [`transport`]: what is asked of either; a stream itself knows nothing of what carries it;
-//! - [`begin`]: where a follower begins, with or without a state before;
+//! - [`begin`]: where a follower begins, with or without a state before; [`kept_states`]: those that broke off;
 //! - [`stream`]: the task that sends to one follower; [`credit`]: how much it may send; [`rest`]: what is left of a page;
 //! - [`entry`]: what is told; [`wire`]: the same as messages of gRPC; [`wishes`]: what a follower asks for; [`failures`]: why it is told nothing more;
 //! - [`looks`]: single answers; [`files`]: the whole state as a file;
@@ -23,6 +23,7 @@ mod entry;
 mod failures;
 mod files;
 mod grpc;
+mod kept_states;
 mod looks;
 mod registry;
 mod rest;
@@ -39,7 +40,8 @@ pub(super) use self::failures::{draining, says_nothing};
 pub(super) use self::registry::{FollowerReport, SubscriberCollector, Subscribers};
 pub(super) use self::stream::drained;
 pub(super) use self::transport::{
-    Chunk, EntryBatch, FollowerEncoding, FollowerLine, FollowerProgress, StateMark, SyncBegin, SyncKind,
+    Chunk, EntryBatch, FollowerEncoding, FollowerLine, FollowerProgress, PartMark, StateMark, SyncBegin,
+    SyncKind,
 };
 use super::operated::OperatedNode;
 use crate::door::metrics::StreamCall;

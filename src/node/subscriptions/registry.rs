@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::files::KeptSnapshots;
+use super::kept_states::KeptStates;
 use crate::door::failure::failure;
 use crate::node::families::{EncodeResult, Families};
 use crate::node::operated::OperatedNode;
@@ -43,6 +44,7 @@ struct FollowerList {
     snapshots: Arc<Semaphore>,
     snapshot_gauge: Gauge,
     kept_snapshots: Arc<KeptSnapshots>,
+    kept_states: KeptStates,
 }
 
 impl Default for Subscribers {
@@ -55,6 +57,7 @@ impl Default for Subscribers {
             snapshots: Arc::new(Semaphore::new(MAX_SNAPSHOTS)),
             snapshot_gauge: Gauge::default(),
             kept_snapshots: Arc::default(),
+            kept_states: KeptStates::default(),
         }))
     }
 }
@@ -194,6 +197,11 @@ impl Subscribers {
     /// Those that are kept for followers.
     pub(super) fn kept_snapshots(&self) -> &Arc<KeptSnapshots> {
         &self.0.kept_snapshots
+    }
+
+    /// States that broke off.
+    pub(super) fn kept_states(&self) -> &KeptStates {
+        &self.0.kept_states
     }
 
     /// All of them, as far as `node` is.

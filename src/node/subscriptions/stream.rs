@@ -19,7 +19,8 @@ use super::failures;
 use super::registry::FollowerPlace;
 use super::rest::Rest;
 use super::transport::{
-    Chunk, EntryBatch, FollowerEncoding, FollowerLine, FollowerProgress, StateMark, SyncBegin, SyncKind,
+    Chunk, EntryBatch, FollowerEncoding, FollowerLine, FollowerProgress, PartMark, StateMark, SyncBegin,
+    SyncKind,
 };
 use super::wishes::Wishes;
 use crate::door::bodies::{Built, room_to_build};
@@ -342,6 +343,21 @@ impl<E: FollowerEncoding> Sending<E> {
         }
         self.place.update(|at| at.in_snapshot = !ends);
         self.send(vec![message], 0, bytes).await
+    }
+
+    /// Says which part of a state was sent, or is gone on behind.
+    pub(super) async fn part(&mut self, at: EntryAt, mark: PartMark) -> Result<bool, Failure> {
+        let Some(message) = self.line.encoding.part(at, mark, self.cursor.history()) else { return Ok(true) };
+        let bytes = E::len(&message);
+        self.is_first = false;
+        self.credit.sent(None, at.seq, bytes, at.time_ms);
+        self.place.update(|at| at.in_snapshot = true);
+        self.send(vec![message], 0, bytes).await
+    }
+
+    /// What follows the state that was not sent, and whether its node drains.
+    pub(super) fn into_rest(self) -> (FeedCursor, watch::Receiver<bool>) {
+        (self.cursor, self.line.draining)
     }
 
     /// Says how far everything is.

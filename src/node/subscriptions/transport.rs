@@ -74,6 +74,9 @@ pub(in crate::node) trait FollowerEncoding: Send + 'static {
     /// Where a state begins or ends.
     fn mark(&mut self, at: EntryAt, mark: StateMark, history: HistoryEpoch) -> Self::Message;
 
+    /// Which part of a state was sent, or is gone on behind, where there is a word for it.
+    fn part(&mut self, at: EntryAt, mark: PartMark, history: HistoryEpoch) -> Option<Self::Message>;
+
     /// How far everything is.
     fn heartbeat(&mut self, progress: &FollowerProgress) -> Self::Message;
 
@@ -104,6 +107,16 @@ pub(in crate::node) struct SyncBegin {
 pub(in crate::node) enum StateMark {
     Begin,
     End,
+}
+
+/// A part of a state.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::node) struct PartMark {
+    /// Whether the state is gone on with behind it, or it is what was sent.
+    pub(in crate::node) begins: bool,
+    /// The state, as only its follower knows it.
+    pub(in crate::node) id: u64,
+    pub(in crate::node) part: u64,
 }
 
 /// How far a follower and its node are.

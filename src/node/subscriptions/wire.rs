@@ -5,10 +5,11 @@ use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 use super::entry::{EntryAt, EntryContent, SentEntry};
-use super::transport::{EntryBatch, FollowerEncoding, FollowerProgress, StateMark, SyncBegin};
+use super::transport::{EntryBatch, FollowerEncoding, FollowerProgress, PartMark, StateMark, SyncBegin};
 use crate::machine::{AppliedEvent, EventOperation};
 use crate::proto::replication::{
-    AppliedCommand, Batch, Compression, Entity, Heartbeat, SnapshotMark, WalEntryProto, WalOperation,
+    AppliedCommand, Batch, Compression, Entity, Heartbeat, SnapshotMark, StatePart, WalEntryProto,
+    WalOperation,
 };
 use crate::types::HistoryEpoch;
 
@@ -295,6 +296,23 @@ impl FollowerEncoding for ProtobufEncoding {
         };
         let (snapshot, history) = (snapshot.into(), history.0);
         WalEntryProto { seq, term, time_ms, elapsed_ms, history, snapshot, ..Default::default() }
+    }
+
+    fn part(&mut self, at: EntryAt, mark: PartMark, history: HistoryEpoch) -> Option<WalEntryProto> {
+        let EntryAt { seq, term, time_ms, elapsed_ms } = at;
+        let PartMark { begins, id, part } = mark;
+        let snapshot = if begins { SnapshotMark::SnapshotBegin } else { SnapshotMark::SnapshotSoFar };
+        let (snapshot, history, state_part) = (snapshot.into(), history.0, Some(StatePart { id, part }));
+        Some(WalEntryProto {
+            seq,
+            term,
+            time_ms,
+            elapsed_ms,
+            history,
+            snapshot,
+            state_part,
+            ..Default::default()
+        })
     }
 
     fn heartbeat(&mut self, progress: &FollowerProgress) -> WalEntryProto {

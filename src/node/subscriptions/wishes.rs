@@ -47,6 +47,10 @@ pub(super) struct Wishes {
     pub(super) heartbeat: Duration,
     pub(super) id: String,
     pub(super) accept_snapshot: bool,
+    /// Whether it is told which part of a state it has.
+    pub(super) resumable: bool,
+    /// The part of a state that it has: which state, and which part.
+    pub(super) state: Option<(u64, u64)>,
     /// Whether events are told with what their keys were before.
     pub(super) previous: bool,
     /// Where the follower answers reads, if it does.
@@ -105,6 +109,8 @@ impl Wishes {
             heartbeat: Duration::from_millis(heartbeat_ms.into()),
             id,
             accept_snapshot: request.accept_snapshot,
+            resumable: request.accept_snapshot && request.resumable,
+            state: request.state.filter(|_| request.accept_snapshot).map(|state| (state.id, state.part)),
             previous: request.previous,
             serves: serving_at(request.serves)?,
         })

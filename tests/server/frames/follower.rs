@@ -204,7 +204,7 @@ pub(super) fn told(entry: Entry, is_state: bool) -> WalEntryProto {
         expires_ms: changed.expires_ms,
         deadline_elapsed_ms: changed.deadline_elapsed_ms,
         machine: changed.machine,
-        ..Entity::default()
+        ..Default::default()
     };
     WalEntryProto { operation: operation.into(), tenant_id: tenant, entity: Some(entity), ..told }
 }

@@ -195,3 +195,40 @@ async fn who_shows_nothing_may_do_what_is_granted_to_anonymous_callers() {
     })
     .await;
 }
+
+/// What a page in a browser may send unasked, and a request without an end: a credential that the browser adds changes nothing, and of a
+/// stranger nothing is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_others_and_requests_without_an_end_are_refused_at_once() {
+    guarded(&tokens(), "", async |address, _| {
+        let before = state(address).await;
+        let root = root().secret();
+        for (path, headers) in [
+            ("/quorate.v1.Kv/Put", "Content-Type: text/plain\r\n"),
+            ("/quorate.v1.Admin/RemoveMember", "Content-Type: text/plain\r\n"),
+            ("/replication/configure", "Content-Type: text/plain\r\n"),
+            ("/replication/configure", "Content-Type: application/json\r\nOrigin: https://evil.example\r\n"),
+        ] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let request = format!(
+                "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: Bearer {root}\r\n{headers}Content-Length: 2\r\n\r\n{{}}"
+            );
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut response = String::new();
+            stream.read_to_string(&mut response).await.unwrap();
+            let code: u16 = response.split(' ').nth(1).unwrap().parse().unwrap();
+            assert!([403, 415, 505].contains(&code), "{path} {headers}: {response}");
+        }
+        // It says that a gigabyte follows, and sends nothing of it.
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = "POST /replication/configure HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1073741824\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        let read = stream.read_exact(&mut answer);
+        tokio::time::timeout(crate::DEADLINE, read).await.expect("it is answered at once").unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 401");
+        let after = state(address).await;
+        assert_eq!((after.applied, after.state_hash), (before.applied, before.state_hash));
+    })
+    .await;
+}

@@ -7,6 +7,7 @@
 //!   said.
 //! - A [`Once`](quorate::kv::client::Once) that is asked for until it is answered counts exactly one.
 //! - A watch tells of every write in its range, once and in order, whatever becomes of its nodes.
+//! - A subscription tells every change, once and in order, and what it replaces: a copy that is kept by it has what was written.
 //!
 //! A register whose last write has an unknown outcome is given up: that write may be applied at any time.
 
@@ -28,6 +29,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::mirror::Mirror;
 use super::writes::{COLLECTION, COUNTER, ONCE, TENANT, Writes, number};
 use crate::simulation::{Cluster, LIVENESS, Outcome, Shared, Subject, Trace, Workload};
 
@@ -80,7 +82,9 @@ impl Subject for Clients {
         tasks.extend((10..10 + COUNTERS).map(|id| tokio::spawn(caller(id, &client()).count())));
         tasks.extend((20..20 + READERS).map(|id| tokio::spawn(caller(id, &shared).read())));
         let watching = tokio::spawn(caller(30, &client()).watch());
-        Calling { history, client: shared, stop, tasks, watching: Some(watching) }
+        let mirroring = tokio::spawn(Mirror::default().follow(client(), caller(40, &shared).rng, LAST));
+        let following = Some((watching, mirroring));
+        Calling { history, client: shared, stop, tasks, following }
     }
 }
 
@@ -101,6 +105,7 @@ struct History {
     unwatched: Vec<(u64, u64)>,
     /// What watches told, in their order.
     told: Vec<(u64, String)>,
+    mirror: Mirror,
     violations: Vec<String>,
 }
 
@@ -110,7 +115,8 @@ pub struct Calling {
     client: Client,
     stop: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<()>>,
-    watching: Option<JoinHandle<()>>,
+    /// Those who go on until the last key is written.
+    following: Option<(JoinHandle<()>, JoinHandle<Mirror>)>,
 }
 
 impl fmt::Debug for Calling {
@@ -131,7 +137,7 @@ impl Workload<KvMachine> for Calling {
         }
         let all = timeout(LIVENESS, self.all_once()).await.expect("a healed cluster is read");
         // Again and again: a watch that has to begin anew is not told of what was before.
-        let mut watching = self.watching.take().unwrap();
+        let (mut watching, mut mirroring) = self.following.take().unwrap();
         let told = timeout(LIVENESS, async {
             loop {
                 let _ = self.client.put(&scope(), LAST, "0").await;
@@ -141,7 +147,14 @@ impl Workload<KvMachine> for Calling {
             }
         });
         told.await.expect("watches go on in a healed cluster");
-        self.history.lock().unwrap().hold_against_watches(&all);
+        let mirror =
+            timeout(LIVENESS, &mut mirroring).await.expect("a subscription goes on in a healed cluster");
+        let mut history = self.history.lock().unwrap();
+        history.hold_against_watches(&all);
+        history.mirror = mirror.unwrap();
+        history.mirror.hold_against(&all);
+        let violations = std::mem::take(&mut history.mirror.violations);
+        history.violations.extend(violations);
     }
 
     async fn scan(&self, node_id: NodeId, engine: &Engine<KvMachine>) {
@@ -162,6 +175,10 @@ impl Workload<KvMachine> for Calling {
             ("exactly-once writes", history.writes.counted.len() as u64),
             ("exactly-once writes that had to be repeated", history.repeated),
             ("watched changes", history.told.len() as u64),
+            ("mirrored changes", history.mirror.changes),
+            ("mirrored changes that told the value before", history.mirror.previous),
+            ("states that were mirrored", history.mirror.states),
+            ("subscriptions of a mirror", history.mirror.subscriptions),
             ("writes after the beginning of a watch", history.marks),
             ("watches that were too late", history.unwatched.len().saturating_sub(1) as u64),
         ] {

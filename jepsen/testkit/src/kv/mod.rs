@@ -3,6 +3,7 @@
 mod clients;
 mod followers;
 mod lifetimes;
+mod mirror;
 mod registers;
 mod writes;
 

@@ -194,7 +194,7 @@ impl Followed for Watching {
         let next = if more { 0 } else { next_revision.max(after) };
         let decode = |event| codec::decode_event(event, self.request.previous);
         let items = events.into_iter().map(|event| (event.revision, decode(event))).collect();
-        Ok(Brought { history, items, next, anew: None })
+        Ok(Brought { history, items, next, anew: None, goes_on_behind: None, falls_back: None })
     }
 
     fn delivered(&mut self, _: &WatchEvent, rest: Bookmark) {

@@ -34,7 +34,7 @@ impl BarePipeline {
         };
         let (requests, inbound) = mpsc::unbounded_channel();
         let inbound = UnboundedReceiverStream::new(inbound);
-        let principal = std::sync::Arc::new(crate::door::rights::Principal::everyone());
+        let principal = crate::door::rights::Principal::everyone();
         let responses = crate::door::pipeline::start(door, Some(caller.clone()), principal, inbound);
         Self { caller, metrics, requests, responses, _draining }
     }

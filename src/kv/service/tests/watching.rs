@@ -14,7 +14,7 @@ use crate::door::limits::Bound;
 use crate::door::streams::Responses;
 use crate::feed::{EventLog, EventLogLimits, Feed, FeedContent};
 use crate::incoming::{Caller, Places};
-use crate::kv::machine::{KvTxn, TxnOp};
+use crate::kv::machine::{KvTxn, MAX_VALUE_BYTES, TxnOp};
 use crate::machine::{AppliedEvent, EventOperation};
 
 /// Where watches are opened without a port between.
@@ -459,33 +459,35 @@ async fn values_before_and_after_that_are_as_long_as_they_may_be_fit_a_message()
     let watcher = Watcher::of(FakeNode::new()).await;
     let apply = |command| drop(watcher.node.inner.lock().unwrap().apply(command));
     let names = || ("default".to_owned(), "default".to_owned());
-    for byte in 0..3u8 {
-        for key in 0..2 {
-            let ((tenant, collection), key) = (names(), Bytes::from(format!("k{key}")));
-            let value = vec![byte; crate::kv::machine::MAX_VALUE_BYTES].into();
-            apply(KvCommand::Put { tenant, collection, key, value });
-        }
+    // Each value says by its bytes at which revision it was written.
+    for (revision, key) in (1..).zip(["k0", "k1", "k2", "k3", "k4", "k0", "k1"]) {
+        let (tenant, collection) = names();
+        let value = vec![revision; MAX_VALUE_BYTES].into();
+        apply(KvCommand::Put { tenant, collection, key: key.into(), value });
     }
     let (tenant, collection) = names();
     apply(KvCommand::DeleteRange { tenant, collection, start: "k".into(), end: Bytes::new(), limit: 0 });
     let request = v1::WatchRequest { from_revision: 1, previous: true, ..Default::default() };
     let mut watch = watcher.watch(request).await.unwrap();
     let (mut told, mut next) = (Vec::new(), 0);
-    while next < 8 {
+    while next < 9 {
         let message = within(watch.next()).await.unwrap().unwrap();
         assert!(message.encoded_len() < 4 * 1024 * 1024, "{}", message.encoded_len());
         next = message.next_revision;
         told.extend(message.events.into_iter().map(|event| {
-            let previous = event.previous.map(|item| (item.value.len(), item.value[0], item.mod_revision));
-            (event.revision, previous)
+            let before = event.previous.map(|item| {
+                assert_eq!(
+                    (item.value.len(), u64::from(item.value[0])),
+                    (MAX_VALUE_BYTES, item.mod_revision)
+                );
+                item.mod_revision
+            });
+            (event.revision, before)
         }));
     }
-    let updates = (3..=6).map(|revision: u64| (revision, revision - 2));
-    let deletes = (5..=6).map(|before| (7, before));
-    let before = |before: u64| (crate::kv::machine::MAX_VALUE_BYTES, ((before - 1) / 2) as u8, before);
-    let inserts = (1..=2).map(|revision| (revision, None));
-    let expected: Vec<_> =
-        inserts.chain(updates.chain(deletes).map(|(revision, at)| (revision, Some(before(at))))).collect();
+    let inserted = (1..=5).map(|revision| (revision, None));
+    let rest = [(6, 1), (7, 2), (8, 6), (8, 7), (8, 3), (8, 4), (8, 5)];
+    let expected: Vec<_> = inserted.chain(rest.map(|(revision, before)| (revision, Some(before)))).collect();
     assert_eq!(told, expected);
 }
 

@@ -38,7 +38,7 @@ async fn world(first: SubscribeRequest) -> World {
         outlet: Arc::new(outlet),
         encoding: ProtobufEncoding,
         caller: Places::new(8, 0).admit(None).await,
-        principal: Arc::new(Principal::everyone()),
+        principal: Principal::everyone(),
         limits: Arc::default(),
         draining,
     };
