@@ -260,12 +260,16 @@ async fn a_stranger_learns_nothing_and_is_heard_for_a_few_bytes() {
     let credentials = Credentials::new();
     let by_certificate = node(&credentials.node(1), 1).await;
     let garbage: Vec<u8> = (0..64 * 1024_u32).map(|at| (at % 251) as u8).collect();
-    // A record of the handshake, as long as can be, of which no end comes.
-    let endless = [&[0x16, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff][..], &vec![0; 16 * 1024]].concat().repeat(3);
+    // A first message that TLS itself would wait for, of which no end comes.
+    let record = |content: &[u8]| [&[0x16, 3, 1, 0x40, 0][..], content].concat();
+    let first = [&[1, 0, 0xff, 0xff][..], &[0; 16 * 1024 - 4]].concat();
+    let endless = [record(&first), record(&[0; 16 * 1024])].concat();
     for callee in [by_certificate, node(&by_secret(SECRET), 1).await] {
         for words in [PREFACE, &garbage, &endless] {
-            let (told, _) = stranger(&callee, words).await;
+            let (told, error) = stranger(&callee, words).await;
             assert!(told.len() <= 16, "no more than an alert: {told:?}");
+            let is_cut = error.to_string().contains("longer than any");
+            assert_eq!(is_cut, words == endless, "{error}");
         }
         assert_eq!(callee.handshakes().failed(), 3);
     }
