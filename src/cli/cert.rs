@@ -225,7 +225,7 @@ impl CertFiles {
         let [certificate, key] = self.put(name, issued)?;
         match common.output {
             Format::Table => output::line(&format!("{}\n{}", certificate.display(), key.display())),
-            Format::Json => output::json(&Made { certificate, key }),
+            Format::Json => output::json(&MadeCertificate { certificate, key }),
         }
     }
 }
@@ -239,7 +239,7 @@ struct CertFileError {
 }
 
 #[derive(Serialize)]
-struct Made {
+struct MadeCertificate {
     certificate: PathBuf,
     key: PathBuf,
 }

@@ -72,6 +72,11 @@ macro_rules! place {
     }};
 }
 
+/// A path as it is given: an empty one is none.
+fn given_path(path: PathBuf) -> Option<PathBuf> {
+    (!path.as_os_str().is_empty()).then_some(path)
+}
+
 /// A path as it is told; nothing where there is none.
 fn shown_path(path: &Option<PathBuf>) -> String {
     path.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
@@ -163,15 +168,15 @@ settings! {
     ///
     /// `quorate cert` makes one. The file, and the next two, are read again when they change.
     tls_cert: PathBuf as "FILE", Restart, {
-        by |config, path| config.tls.certificate = Some(path), told |config| shown_path(&config.tls.certificate)
+        by |config, path| config.tls.certificate = given_path(path), told |config| shown_path(&config.tls.certificate)
     }
     /// PEM file with the key of that
     tls_key: PathBuf as "FILE", Restart, {
-        by |config, path| config.tls.key = Some(path), told |config| shown_path(&config.tls.key)
+        by |config, path| config.tls.key = given_path(path), told |config| shown_path(&config.tls.key)
     }
     /// PEM file with the authorities whose certificates are believed of clients
     tls_client_ca: PathBuf as "FILE", Restart, {
-        by |config, path| config.tls.client_ca = Some(path), told |config| shown_path(&config.tls.client_ca)
+        by |config, path| config.tls.client_ca = given_path(path), told |config| shown_path(&config.tls.client_ca)
     }
     /// Whether clients must show a certificate: optional or required
     tls_client_auth: ClientCertificates as "WHETHER", Restart, { at tls.client_auth }
@@ -187,29 +192,29 @@ settings! {
     /// With peer_cert and peer_key: members prove by certificates who they are, and nobody reads along. `quorate cert` makes them. The
     /// files are read again when they change.
     peer_ca: PathBuf as "FILE", Restart, {
-        by |config, path| config.peer_trust.ca = Some(path), told |config| shown_path(&config.peer_trust.ca)
+        by |config, path| config.peer_trust.ca = given_path(path), told |config| shown_path(&config.peer_trust.ca)
     }
     /// PEM file with this node's certificate for other members, and its chain
     peer_cert: PathBuf as "FILE", Restart, {
-        by |config, path| config.peer_trust.certificate = Some(path), told |config| shown_path(&config.peer_trust.certificate)
+        by |config, path| config.peer_trust.certificate = given_path(path), told |config| shown_path(&config.peer_trust.certificate)
     }
     /// PEM file with the key of that
     peer_key: PathBuf as "FILE", Restart, {
-        by |config, path| config.peer_trust.key = Some(path), told |config| shown_path(&config.peer_trust.key)
+        by |config, path| config.peer_trust.key = given_path(path), told |config| shown_path(&config.peer_trust.key)
     }
     /// File with a secret that all members share, in its first line, instead of certificates
     ///
     /// At least 16 bytes; `openssl rand -hex 32` makes one. A second line is a secret that is accepted, too, while one takes the
     /// place of the other. The file is read again when it changes.
     peer_secret_file: PathBuf as "FILE", Restart, {
-        by |config, path| config.peer_trust.secret_file = Some(path), told |config| shown_path(&config.peer_trust.secret_file)
+        by |config, path| config.peer_trust.secret_file = given_path(path), told |config| shown_path(&config.peer_trust.secret_file)
     }
     /// The secret itself; a file is better
     ///
     /// On the command line it can be seen by other users for a moment: then the process replaces itself by one that has it in its
     /// environment.
     peer_secret: PeerSecret as "SECRET", Restart, {
-        by |config, secret| config.peer_trust.secret = Some(secret),
+        by |config, secret| config.peer_trust.secret = secret.given(),
         told |config| if config.peer_trust.secret.is_some() { "(set)" } else { "" }.to_owned()
     }
     /// Whether members have to prove who they are: off, optional or required [default: required where there is anything to prove it by, else off]

@@ -33,6 +33,12 @@ impl PeerSecret {
         Self(secret.into())
     }
 
+    /// As it is given: an empty one is none.
+    #[cfg(feature = "cli")]
+    pub(crate) fn given(self) -> Option<Self> {
+        (!self.0.is_empty()).then_some(self)
+    }
+
     pub(super) fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }

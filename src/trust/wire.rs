@@ -135,7 +135,7 @@ enum Direction {
     Write,
 }
 
-enum Stage {
+enum Securing {
     Opening(BoxFuture<'static, io::Result<OpenedWire>>),
     Open(Box<dyn Wire>),
     Failed(io::ErrorKind, String),
@@ -143,7 +143,7 @@ enum Stage {
 
 /// A secured wire: see the [module](self).
 pub(super) struct SecuredWire {
-    stage: Stage,
+    stage: Securing,
     life: Arc<ConnectionLife>,
     proof: Arc<Proof>,
     /// Where a handshake that fails counts.
@@ -164,7 +164,7 @@ impl SecuredWire {
             }
         };
         let (life, proof) = (Arc::<ConnectionLife>::default(), Arc::<Proof>::default());
-        let stage = Stage::Opening(in_time.boxed());
+        let stage = Securing::Opening(in_time.boxed());
         (Self { stage, life: life.clone(), proof: proof.clone(), failed }, life, proof)
     }
 
@@ -172,7 +172,7 @@ impl SecuredWire {
     pub(super) fn opened(opened: OpenedWire) -> (Self, Arc<ConnectionLife>) {
         let life = Arc::<ConnectionLife>::default();
         let mut this = Self {
-            stage: Stage::Failed(io::ErrorKind::NotConnected, String::new()),
+            stage: Securing::Failed(io::ErrorKind::NotConnected, String::new()),
             life: life.clone(),
             proof: Arc::default(),
             failed: Arc::default(),
@@ -186,7 +186,7 @@ impl SecuredWire {
             let _ = self.life.basis.set(basis);
         }
         let _ = self.proof.0.set(opened.proven);
-        self.stage = Stage::Open(opened.wire);
+        self.stage = Securing::Open(opened.wire);
     }
 
     /// The wire once it is open.
@@ -203,23 +203,23 @@ impl SecuredWire {
             let why = "what vouched for the other end is no longer in force";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, why)));
         }
-        if let Stage::Opening(opening) = &mut self.stage {
+        if let Securing::Opening(opening) = &mut self.stage {
             let waker = Waker::from(self.life.clone());
             match ready!(opening.as_mut().poll(&mut Context::from_waker(&waker))) {
                 Ok(opened) => self.open(opened),
                 Err(error) => {
                     self.failed.fetch_add(1, Ordering::Relaxed);
                     tracing::debug!(%error, "a handshake failed");
-                    self.stage = Stage::Failed(error.kind(), error.to_string());
+                    self.stage = Securing::Failed(error.kind(), error.to_string());
                 }
             }
             // The other direction may have waited for it, too.
             self.life.wake_by_ref();
         }
         Poll::Ready(match &mut self.stage {
-            Stage::Open(wire) => Ok(wire),
-            Stage::Failed(kind, why) => Err(io::Error::new(*kind, why.clone())),
-            Stage::Opening(_) => unreachable!("it has just been left"),
+            Securing::Open(wire) => Ok(wire),
+            Securing::Failed(kind, why) => Err(io::Error::new(*kind, why.clone())),
+            Securing::Opening(_) => unreachable!("it has just been left"),
         })
     }
 }
@@ -249,17 +249,17 @@ impl AsyncWrite for SecuredWire {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stage {
-            Stage::Open(wire) => Pin::new(wire).poll_flush(cx),
+            Securing::Open(wire) => Pin::new(wire).poll_flush(cx),
             // Nothing has been written.
-            Stage::Opening(_) | Stage::Failed(..) => Poll::Ready(Ok(())),
+            Securing::Opening(_) | Securing::Failed(..) => Poll::Ready(Ok(())),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stage {
-            Stage::Open(wire) => Pin::new(wire).poll_shutdown(cx),
-            Stage::Opening(_) | Stage::Failed(..) => {
-                self.stage = Stage::Failed(io::ErrorKind::NotConnected, "it was closed".to_owned());
+            Securing::Open(wire) => Pin::new(wire).poll_shutdown(cx),
+            Securing::Opening(_) | Securing::Failed(..) => {
+                self.stage = Securing::Failed(io::ErrorKind::NotConnected, "it was closed".to_owned());
                 Poll::Ready(Ok(()))
             }
         }
@@ -276,9 +276,9 @@ impl AsyncWrite for SecuredWire {
 
     fn is_write_vectored(&self) -> bool {
         match &self.stage {
-            Stage::Open(wire) => wire.is_write_vectored(),
+            Securing::Open(wire) => wire.is_write_vectored(),
             // As it is going to be.
-            Stage::Opening(_) | Stage::Failed(..) => true,
+            Securing::Opening(_) | Securing::Failed(..) => true,
         }
     }
 }

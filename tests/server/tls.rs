@@ -1,7 +1,7 @@
 //! TLS at the ports for clients: whom a client believes, what it shows, and what is said to one that does not speak it.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -232,13 +232,14 @@ async fn a_replica_follows_and_passes_on_by_tls() {
     .await;
 }
 
-fn cli(args: &[&str]) -> std::process::Output {
+/// Runs a command while what it talks to is served.
+async fn cli(args: &[&str]) -> std::process::Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
     command.args(args).stdin(Stdio::null());
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("QUORATE_")) {
         command.env_remove(name);
     }
-    command.output().unwrap()
+    quorate::testkit::runtime::offload(move || command.output().unwrap()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -252,49 +253,35 @@ async fn commands_take_certificates() {
         let (ca, shown, key) = (path("ca.pem"), path("app.pem"), path("app.key"));
         for tls in [&["--tls-ca", &ca][..], &["--tls-ca", &ca, "--tls-cert", &shown, "--tls-key", &key]] {
             for command in [&["put", "k", "v"][..], &["get", "k"], &["status"]] {
-                let done = cli(&[command, &["--endpoints", &at], tls].concat());
+                let done = cli(&[command, &["--endpoints", &at], tls].concat()).await;
                 assert!(done.status.success(), "{command:?} {tls:?}: {done:?}");
             }
         }
-        let plain = cli(&["get", "k", "--endpoints", &at]);
+        let plain = cli(&["get", "k", "--endpoints", &at]).await;
         assert!(String::from_utf8_lossy(&plain.stderr).contains("this port speaks TLS"), "{plain:?}");
         for tls in [&["--tls-cert", &shown, "--tls-key", &key][..], &["--tls-ca", &ca, "--tls-key", &key]] {
-            let refused = cli(&[&["get", "k", "--endpoints", &at], tls].concat());
+            let refused = cli(&[&["get", "k", "--endpoints", &at], tls].concat()).await;
             assert_eq!(refused.status.code(), Some(3), "{refused:?}");
         }
     })
     .await;
 }
 
-#[test]
-fn a_port_with_files_that_do_not_go_together_is_not_opened() {
+#[tokio::test]
+async fn a_port_with_files_that_do_not_go_together_is_not_opened() {
     let certificates = Certificates::new();
     let path = |name: &str| certificates.path(name).to_str().unwrap().to_owned();
     let data = tempfile::tempdir().unwrap();
-    let start = |args: &[&str]| {
-        let dir: &Path = data.path();
-        cli(&[
-            &[
-                "serve",
-                "--single",
-                "--client-listen",
-                "127.0.0.1:0",
-                "--peer-listen",
-                "127.0.0.1:0",
-                "--data-dir",
-                dir.to_str().unwrap(),
-            ],
-            args,
-        ]
-        .concat())
-    };
+    let dir = data.path().to_str().unwrap();
+    let ports = ["--client-listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0", "--data-dir", dir];
+    let start = async |args: &[&str]| cli(&[&["serve", "--single"], &ports[..], args].concat()).await;
     for (args, said) in [
         (&["--tls-cert", &*path("node-1.pem")][..], "give --tls-key, too"),
         (&["--tls-client-ca", &path("ca.pem")], "give --tls-cert and --tls-key, too"),
         (&["--tls-cert", &path("node-1.pem"), "--tls-key", &path("app.key")], "does not fit"),
         (&["--tls-cert", &path("node-1.pem"), "--tls-key", &path("none")], "cannot read --tls-key"),
     ] {
-        let refused = start(args);
+        let refused = start(args).await;
         assert_eq!(refused.status.code(), Some(3), "{refused:?}");
         assert!(String::from_utf8_lossy(&refused.stderr).contains(said), "{refused:?}");
     }
