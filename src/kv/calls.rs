@@ -4,8 +4,8 @@
 use bytes::Bytes;
 
 use super::api::{
-    self, Act, CompareTarget, DeleteRangeReply, DeleteReply, EventKind, GetReply, Item, Method, PreviousItem,
-    PutReply, Range, RangeReply, Request, Response, Scope, Txn, TxnReply, WatchEvent,
+    self, Act, CompareTarget, DeleteRangeReply, DeleteReply, EventKind, GetReply, Item, Method, PutReply,
+    Range, RangeReply, Request, Response, Scope, Txn, TxnReply, WatchEvent,
 };
 use super::codec::RequestMessage;
 use super::machine::{
@@ -14,7 +14,6 @@ use super::machine::{
 };
 use crate::call::{Header, Rejected, whole_ms};
 use crate::door::{Call, DataRight, Touch, Touched};
-use crate::feed::KeyBefore;
 use crate::machine::{AppliedEvent, EventOperation};
 use crate::proto::v1::txn_operation::Operation;
 use crate::proto::v1::{TxnOperation, TxnRequest};
@@ -340,19 +339,9 @@ fn is_past_due(expires_ms: u64) -> bool {
     expires_ms != 0 && expires_ms <= runtime::unix_time_ms()
 }
 
-/// A change at `revision`, as those who watch are told it, with what the key was `before` where that is asked for; `time_at` makes
-/// times of day of elapsed time.
-pub(super) fn event(
-    revision: u64,
-    event: AppliedEvent,
-    before: Option<KeyBefore>,
-    time_at: impl Fn(u64) -> u64,
-) -> WatchEvent {
-    let previous = before.map(|before| match before {
-        KeyBefore::Absent => PreviousItem::Absent,
-        KeyBefore::Written(written) => PreviousItem::Item(written_item(event.previous, written, &time_at)),
-        KeyBefore::Unknown => PreviousItem::Unknown,
-    });
+/// A change at `revision`, as those who watch are told it, without what its key held before; `time_at` makes times of day of elapsed
+/// time.
+pub(super) fn event(revision: u64, event: AppliedEvent, time_at: impl Fn(u64) -> u64) -> WatchEvent {
     let (kind, item) = match event.operation {
         EventOperation::Insert | EventOperation::Update => {
             (EventKind::Put, written_item(revision, event, time_at))
@@ -360,11 +349,11 @@ pub(super) fn event(
         EventOperation::Delete => (EventKind::Delete, Item { key: event.key, ..Item::default() }),
         EventOperation::Expire => (EventKind::Expire, Item { key: event.key, ..Item::default() }),
     };
-    WatchEvent { kind, revision, item, previous }
+    WatchEvent { kind, revision, item, previous: None }
 }
 
 /// The item that `event` has written at `mod_revision`.
-fn written_item(mod_revision: u64, event: AppliedEvent, time_at: impl Fn(u64) -> u64) -> Item {
+pub(super) fn written_item(mod_revision: u64, event: AppliedEvent, time_at: impl Fn(u64) -> u64) -> Item {
     let AppliedEvent { key, value, created: create_revision, version, deadline_ms, .. } = event;
     let expires_ms = deadline_ms.map_or(0, time_at);
     let past_due = is_past_due(expires_ms);

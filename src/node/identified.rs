@@ -26,7 +26,7 @@ use crate::reason::Reason;
 pub(super) const PIPELINE_GRACE: Duration = Duration::from_secs(5);
 
 /// A request whose caller is known, and may make it.
-pub(super) struct Admitted {
+pub(super) struct PermittedRequest {
     principal: Arc<Principal>,
     /// Whether something is to be changed about the node or the cluster, by whom is then told in the log.
     operates: bool,
@@ -42,11 +42,12 @@ pub(super) fn admit(
     credentials: Option<&Credentials>,
     request: &Request,
     caller: &Arc<Caller>,
-) -> Result<Admitted, Response> {
+) -> Result<PermittedRequest, Response> {
     let path = request.uri().path();
     let right = table::of_request(request.method(), path);
     let operates = right == Some(CallRight::Operate);
-    let admitted = |principal, counted| Admitted { principal, operates, caller: caller.clone(), counted };
+    let admitted =
+        |principal, counted| PermittedRequest { principal, operates, caller: caller.clone(), counted };
     let Some(credentials) = credentials else { return Ok(admitted(Principal::everyone(), None)) };
     if right == Some(CallRight::Nothing) {
         return Ok(admitted(Principal::nobody(), None));
@@ -98,7 +99,7 @@ fn refusal(failure: Failure, is_grpc: bool) -> Response {
     answer
 }
 
-impl Admitted {
+impl PermittedRequest {
     /// Has `request` answered by `next`. What is still being sent `grace` after the caller's credential has ended, ends.
     pub(super) async fn serve(self, mut request: Request, next: Next, grace: Duration) -> Response {
         let Self { principal, operates, caller, counted } = self;

@@ -2,6 +2,7 @@
 
 use super::wishes::WatchWishes;
 use crate::feed::{FeedContent, FeedPage, KeyBefore, PreviousValues};
+use crate::kv::api::{PreviousItem, WatchEvent};
 use crate::kv::{calls, codec};
 use crate::machine::AppliedEvent;
 use crate::proto::v1;
@@ -69,7 +70,10 @@ impl WatchMessage {
                     None => None,
                 };
                 bytes += event_bytes(&event) + key_before.as_ref().map_or(0, before_bytes);
-                message.events.push(codec::encode_event(calls::event(revision, event, key_before, &time_at)));
+                let written_at = event.previous;
+                let previous = key_before.map(|before| previous_item(written_at, before, &time_at));
+                let event = WatchEvent { previous, ..calls::event(revision, event, &time_at) };
+                message.events.push(codec::encode_event(event));
                 let count = message.events.len();
                 let is_spent = looked_up.as_ref().is_some_and(PreviousValues::is_spent);
                 let is_too_much = count > MESSAGE_EVENTS || bytes > MESSAGE_BYTES || is_spent;
@@ -96,6 +100,15 @@ impl WatchMessage {
 
 fn event_bytes(event: &AppliedEvent) -> usize {
     event.key.len() + event.value.len() + EVENT_BYTES
+}
+
+/// What a key was before, which was `written_at` some revision if it was there.
+fn previous_item(written_at: u64, before: KeyBefore, time_at: impl Fn(u64) -> u64) -> PreviousItem {
+    match before {
+        KeyBefore::Absent => PreviousItem::Absent,
+        KeyBefore::Written(event) => PreviousItem::Item(calls::written_item(written_at, event, time_at)),
+        KeyBefore::Unknown => PreviousItem::Unknown,
+    }
 }
 
 fn before_bytes(before: &KeyBefore) -> usize {

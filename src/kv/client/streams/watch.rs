@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::client::token::NodeChannel;
 use futures::Stream;
-use tokio::sync::watch;
+use tokio::sync::watch::{Receiver, Sender, channel};
 use tokio::time::{Instant, timeout_at};
 use tonic::{Status, Streaming};
 
@@ -44,7 +44,7 @@ pub struct Watch {
     standing: Arc<Waypoint>,
     contacts: Contacts,
     open: Arc<Mutex<Option<OpenWatch>>>,
-    progress: watch::Receiver<Bookmark>,
+    progress: Receiver<Bookmark>,
     patience: Duration,
 }
 
@@ -59,7 +59,7 @@ struct OpenWatch {
 impl Watch {
     /// Tells before which revision everything was delivered, whenever that changes: also where nothing happens in the ranges of the watch. It
     /// changes only while the watch is read.
-    pub fn progress(&self) -> watch::Receiver<Bookmark> {
+    pub fn progress(&self) -> Receiver<Bookmark> {
         self.progress.clone()
     }
 
@@ -125,7 +125,7 @@ struct Watching {
     standing: Arc<Waypoint>,
     /// Where it can be asked how far it is.
     open: Arc<Mutex<Option<OpenWatch>>>,
-    progress: watch::Sender<Bookmark>,
+    progress: Sender<Bookmark>,
 }
 
 impl Watching {
@@ -160,7 +160,7 @@ pub(in super::super) fn watch(
         previous,
         watch_id: 0,
     };
-    let (open, (progress, told)) = (Arc::default(), watch::channel(from));
+    let (open, (progress, told)) = (Arc::default(), channel(from));
     let watching = Watching { request, standing: standing.clone(), open: Arc::clone(&open), progress };
     let following = Following::new(router, watching, from, preference);
     let contacts = following.contacts();

@@ -28,6 +28,7 @@ pub(crate) enum Step {
 
 type Script = Box<dyn FnMut(Vec<TaggedRequest>) -> Step + Send>;
 type RangeScript = Box<dyn FnMut(RangeRequest) -> Vec<Result<RangeResponse, Status>> + Send>;
+type FakeAnswer<T> = Result<Response<T>, Status>;
 type WatchScript = Box<dyn FnMut(WatchRequest) -> Vec<Result<WatchResponse, Status>> + Send>;
 
 #[derive(Clone)]
@@ -317,10 +318,7 @@ impl Pipeline for Service {
 
 #[tonic::async_trait]
 impl Kv for Service {
-    async fn watch(
-        &self,
-        request: Request<WatchRequest>,
-    ) -> Result<Response<Messages<WatchResponse>>, Status> {
+    async fn watch(&self, request: Request<WatchRequest>) -> FakeAnswer<Messages<WatchResponse>> {
         self.refuse_if_closed()?;
         let mut script = self.watch.lock().unwrap();
         let script = script.as_mut().ok_or_else(|| Status::unimplemented("no watch was set"))?;
@@ -336,10 +334,7 @@ impl Kv for Service {
         Ok(Response::new(Box::pin(stream)))
     }
 
-    async fn watch_progress(
-        &self,
-        _: Request<WatchProgressRequest>,
-    ) -> Result<Response<WatchProgressResponse>, Status> {
+    async fn watch_progress(&self, _: Request<WatchProgressRequest>) -> FakeAnswer<WatchProgressResponse> {
         Err(Status::unimplemented("no watch is asked for progress"))
     }
 
