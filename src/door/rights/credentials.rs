@@ -97,7 +97,7 @@ struct CredentialFiles {
     key: hmac::Key,
     in_force: watch::Sender<Arc<InForce>>,
     /// What the files held when they were last read.
-    read: Mutex<[Option<[u8; 32]>; 2]>,
+    read: Mutex<FileHashes>,
     reloads: AtomicU64,
     failures: AtomicU64,
     refused: Arc<RefusedCallers>,
@@ -107,10 +107,13 @@ struct CredentialFiles {
 
 /// Signed tokens that were verified, by their hashes: of one state of the files, and of no more than [`MOST_VERIFIED`].
 #[derive(Default)]
-struct VerifiedTokens(Mutex<(Weak<InForce>, HashMap<[u8; 32], Identified>)>);
+struct VerifiedTokens(Mutex<VerifiedBy>);
+
+/// By what they were verified, and whom they stand for.
+type VerifiedBy = (Weak<InForce>, HashMap<[u8; 32], Identified>);
 
 impl VerifiedTokens {
-    fn lock(&self) -> MutexGuard<'_, (Weak<InForce>, HashMap<[u8; 32], Identified>)> {
+    fn lock(&self) -> MutexGuard<'_, VerifiedBy> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -130,6 +133,9 @@ impl VerifiedTokens {
         verified.1.insert(hash, identified.clone());
     }
 }
+
+/// The hashes of what the files hold, of those that there are.
+type FileHashes = [Option<[u8; 32]>; 2];
 
 /// What is counted of credentials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -271,7 +277,7 @@ impl CredentialFiles {
 }
 
 /// What the files of `auth` hold, and what tells whether that has changed.
-fn read(auth: &ClientAuth, key: &hmac::Key) -> Result<(InForce, [Option<[u8; 32]>; 2]), CredentialsError> {
+fn read(auth: &ClientAuth, key: &hmac::Key) -> Result<(InForce, FileHashes), CredentialsError> {
     let (tokens, keys) = (text(auth.tokens_file.as_deref())?, text(auth.jwt_keys.as_deref())?);
     let wrong = |path: &Option<PathBuf>| {
         let path = path.clone().unwrap_or_default();

@@ -44,7 +44,6 @@ pub(crate) const fn of_rpc(rpc: Rpc) -> CallRight {
             CallRight::Session
         }
         Rpc::AdminStatus | Rpc::AdminMemberList | Rpc::ReplicationServiceGetStatus => CallRight::Anything,
-        Rpc::AdminListSessions => CallRight::Observe,
         Rpc::AdminConfigure => CallRight::Settings,
         Rpc::AdminAddMember
         | Rpc::AdminPromoteMember
@@ -54,6 +53,8 @@ pub(crate) const fn of_rpc(rpc: Rpc) -> CallRight {
         | Rpc::AdminUpdateMember
         | Rpc::AdminTransferLeader
         | Rpc::AdminSnapshot
+        // Whoever knows the number of a session can use it.
+        | Rpc::AdminListSessions
         | Rpc::AdminCloseSession => CallRight::Operate,
     }
 }

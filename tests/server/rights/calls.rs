@@ -35,7 +35,7 @@ fn granted(path: &str) -> &'static [&'static str] {
             &["root", "observer", "operator", "other"]
         }
         // It changes nothing.
-        ("quorate.v1.Admin", "ListSessions" | "Configure") => &["root", "observer", "operator"],
+        ("quorate.v1.Admin", "Configure") => &["root", "observer", "operator"],
         ("quorate.v1.Admin", _) => &["root", "operator"],
         (_, "OpenSession" | "CloseSession") => &["root", "other"],
         // What comes on it is looked at one by one.

@@ -122,6 +122,8 @@ async fn a_replica_shows_its_own_token_and_asks_for_that_of_its_callers() {
         let client = |token: &str| {
             let mut config = ClientConfig::default();
             config.token = Some(Token::new(token).unwrap());
+            // Else the session would be refused, and not the write.
+            config.exactly_once = token != "secret-of-reader";
             Client::new([replica.address.to_string()], config).unwrap()
         };
         let put = async |client: &Client| client.put(&Scope::default(), "k", "v").await;

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use futures::StreamExt as _;
+use quorate::kv::client::{Client, ClientConfig, Range, Scope, Token};
 use quorate::testkit::proto::details;
 use quorate::testkit::proto::replication::SubscribeRequest;
 use quorate::testkit::proto::replication::replication_service_client::ReplicationServiceClient;
@@ -109,6 +111,42 @@ async fn streams_end_soon_after_their_token_is_withdrawn_and_a_broken_file_withd
             }
         };
         timeout(WITHDRAWN, back).await.expect("it is taken again");
+    })
+    .await;
+}
+
+/// Whoever keeps the file of a client's token puts a newer one there in time: nothing of what the client does is interrupted for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_goes_on_with_a_newer_token_from_its_file() {
+    /// Longer than a client may take to read its file again.
+    const LIFE: Duration = Duration::from_secs(10);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let expires = now + LIFE.as_secs();
+    let short = TestToken::new("short", &format!("expires = {expires}\n{}", root().says));
+    let tokens = [root(), short];
+    guarded(&tokens, "", async |address, file| {
+        let own = file.with_file_name("client.token");
+        std::fs::write(&own, tokens[1].secret()).unwrap();
+        let mut config = ClientConfig::default();
+        config.token = Some(Token::from_file(&own).unwrap());
+        let client = Client::new([address.to_string()], config).unwrap();
+        let scope = Scope::default();
+        let mut watch = client.watch(&scope, Range::all(), None).await.unwrap();
+        std::fs::write(&own, root().secret()).unwrap();
+        let (begun, mut written) = (Instant::now(), 0);
+        while begun.elapsed() < LIFE + Duration::from_secs(4) {
+            client.put(&scope, format!("k{written}"), "v").await.unwrap();
+            written += 1;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(
+            code_of(address, "/quorate.v1.Admin/Status", Some(&tokens[1].secret())).await,
+            Code::Unauthenticated
+        );
+        for number in 0..written {
+            let event = timeout(DEADLINE, watch.next()).await.expect("in time").unwrap().unwrap();
+            assert_eq!(event.item.key, format!("k{number}"), "each once, in order");
+        }
     })
     .await;
 }
