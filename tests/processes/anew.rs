@@ -9,6 +9,7 @@ use quorate::Reason;
 use quorate::client::{FollowedChange, SnapshotPart, SubscribeOptions, Subscription};
 use quorate::kv::client::{Client, ClientConfig, ClientError, Range, Scope};
 use quorate::kv::machine::KvMachine;
+use quorate::testkit::runtime;
 use quorate::{Bookmark, Engine, EngineConfig, ReadLevel, ReadOptions};
 
 use crate::replicas::{ReplicaProcess, position};
@@ -251,7 +252,7 @@ async fn followers_of_a_cluster_that_was_restored_from_a_backup_are_told_so() {
     assert!(engine.ready(DEADLINE).await);
     let server = quorate::kv::bind(&listens).await.unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = tokio::spawn(server.serve(engine.clone(), async { drop(stopped.await) }));
+    let serving = runtime::spawn(server.serve(engine.clone(), async { drop(stopped.await) }));
 
     let new = Client::new([&listens], ClientConfig::default()).unwrap();
     let mut next = 0;

@@ -360,8 +360,9 @@ impl Followed for Subscribing {
             state: rest.map(|(_, part)| part),
             ..self.opening.clone()
         };
-        let (acks, told) = (WatchStream::from_changes(self.acks.begin(from_seq)), self.acks.clone());
-        let acks = acks.inspect(move |message| told.sent(message));
+        let (acks, told) = (WatchStream::from_changes(self.acks.begin(from_seq)), Arc::downgrade(&self.acks));
+        // What is said ends with the subscription: so it must not keep that alive.
+        let acks = acks.inspect(move |message| told.upgrade().iter().for_each(|acks| acks.sent(message)));
         let messages = stream::iter([first]).chain(acks);
         replication(link).subscribe(messages).await.map(tonic::Response::into_inner)
     }
