@@ -142,17 +142,11 @@ impl ClientTls {
 
 impl fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.at {
-            CredentialsAt::Files { ca, own } => {
-                write!(
-                    f,
-                    "ClientTls(ca {}, certificate {:?})",
-                    ca.display(),
-                    own.as_ref().map(|(path, _)| path)
-                )
-            }
-            CredentialsAt::Memory => f.write_str("ClientTls(given)"),
+        let mut shown = f.debug_struct("ClientTls");
+        if let CredentialsAt::Files { ca, own } = &self.at {
+            shown.field("ca", ca).field("certificate", &own.as_ref().map(|(path, _)| path));
         }
+        shown.finish_non_exhaustive()
     }
 }
 

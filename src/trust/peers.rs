@@ -369,7 +369,8 @@ fn in_words(error: io::Error) -> io::Error {
                 .to_owned()
         }
         Some(Error::AlertReceived(alert)) => {
-            format!("the node there does not accept this node's certificate: {alert:?}")
+            let why = alert.as_str().unwrap_or("it does not say why");
+            format!("the node there does not accept this node's certificate: {why}")
         }
         _ if error.kind() == io::ErrorKind::UnexpectedEof => {
             "what answers there ended the handshake: it does not speak TLS, or does not accept this node's credentials"
