@@ -1,6 +1,6 @@
 //! Streams whose caller's credential ends while they are open.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use quorate::kv::client::{Client, ClientConfig, Range, Scope, Token};
@@ -12,6 +12,7 @@ use quorate::testkit::proto::v1::tagged_request::Request as Tagged;
 use quorate::testkit::proto::v1::{
     GetRequest, PipelineRequest, PutRequest, Reason, TaggedRequest, WatchRequest,
 };
+use quorate::testkit::runtime;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -72,7 +73,7 @@ async fn all_end(address: std::net::SocketAddr, token: &str, then: impl AsyncFnO
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_end_when_their_token_expires() {
     const LIFE: Duration = Duration::from_secs(3);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let now = runtime::unix_time_ms() / 1000;
     let expires = now + LIFE.as_secs();
     let short = TestToken::new("short", &format!("expires = {expires}\n{}", root().says));
     let tokens = [root(), short];
@@ -120,7 +121,7 @@ async fn streams_end_soon_after_their_token_is_withdrawn_and_a_broken_file_withd
 async fn a_client_goes_on_with_a_newer_token_from_its_file() {
     /// Longer than a client may take to read its file again.
     const LIFE: Duration = Duration::from_secs(10);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let now = runtime::unix_time_ms() / 1000;
     let expires = now + LIFE.as_secs();
     let short = TestToken::new("short", &format!("expires = {expires}\n{}", root().says));
     let tokens = [root(), short];

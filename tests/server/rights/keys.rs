@@ -195,7 +195,8 @@ async fn requests_of_a_pipeline_are_looked_at_one_by_one() {
                 }
             }
         }
-        (denied.sort_unstable(), done.sort_unstable());
+        denied.sort_unstable();
+        done.sort_unstable();
         assert_eq!((denied, done), (vec![2, 3], vec![1, 4]));
         // The same by the names of methods.
         let call = |tag, method: &str, payload: Vec<u8>| Call {
@@ -237,7 +238,6 @@ async fn what_is_followed_is_what_may_be() {
         let filter = |tenant: &str, collection: &str| Filter {
             tenant_id: tenant.into(),
             collection: collection.into(),
-            ..Default::default()
         };
         for (token, filters, is_granted) in [
             (&follower, vec![filter(TENANT, "orders")], true),
