@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate::kv::client::{Client, ClientConfig, ClientTls, Scope};
+use quorate::kv::client::{Client, ClientConfig, ClientTls, Reason, Scope, Token};
 use quorate::server::{ClientCertificates, PortTls};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::forwarding::ReplicaProcess;
-use crate::{DEADLINE, with_node, with_server};
+use crate::{DEADLINE, rights, with_node, with_server};
 
 /// An authority, and what it has signed, in a directory.
 struct Certificates(tempfile::TempDir);
@@ -285,4 +285,38 @@ async fn a_port_with_files_that_do_not_go_together_is_not_opened() {
         assert_eq!(refused.status.code(), Some(3), "{refused:?}");
         assert!(String::from_utf8_lossy(&refused.stderr).contains(said), "{refused:?}");
     }
+}
+
+/// A verified name stands for what the file of tokens grants to it; a token goes before it, and nothing shown is nothing granted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_in_a_certificate_may_do_what_is_granted_to_it() {
+    let certificates = Certificates::new();
+    certificates.make(&["client", "other"]);
+    let server = served(certificates.port(ClientCertificates::Optional)).await;
+    let more =
+        "[[certificate]]\nname = \"app\"\ngrants = [{ tenant = \"acme\", rights = [\"read\", \"write\"] }]\n";
+    rights::guarded_at(server, &[rights::root()], more, async |address, _| {
+        let at = address.to_string();
+        let write = async |tls: ClientTls, token: Option<&str>, tenant: &str| {
+            let mut config = ClientConfig::default();
+            (config.tls, config.unavailable_after) = (Some(tls), Duration::ZERO);
+            config.token = token.map(|token| Token::new(token).unwrap());
+            let client = Client::new([at.as_str()], config).unwrap();
+            let scope = Scope { tenant: tenant.to_owned(), collection: String::new() };
+            client.put(&scope, "k", "v").await.map(drop).map_err(|error| error.reason())
+        };
+        let named = |name: &str| {
+            let [certificate, key] = ["pem", "key"].map(|end| certificates.path(&format!("{name}.{end}")));
+            ClientTls::with_certificate(certificates.path("ca.pem"), certificate, key).unwrap()
+        };
+        assert_eq!(write(named("app"), None, "acme").await, Ok(()));
+        assert_eq!(write(named("app"), None, "other").await, Err(Reason::PermissionDenied));
+        for tls in [named("other"), certificates.anonymous()] {
+            assert_eq!(write(tls, None, "acme").await, Err(Reason::Unauthenticated));
+        }
+        let root = rights::root().secret();
+        assert_eq!(write(named("other"), Some(&root), "other").await, Ok(()));
+        assert_eq!(write(named("app"), Some("wrong"), "acme").await, Err(Reason::Unauthenticated));
+    })
+    .await;
 }
