@@ -241,6 +241,7 @@ impl ServeConfig {
         }
         let mut config = Self { translation, ..Self::default() };
         settings.clone().apply(&mut config);
+        config.peer_trust = std::mem::take(&mut config.peer_trust).settled();
         config.place_peer(&settings)?;
         if settings.data_dir.is_none() {
             let name = if is_replica { "replica".to_owned() } else { format!("node-{}", config.node_id) };

@@ -115,6 +115,17 @@ impl PeerTrust {
         self.auth.unwrap_or(if has_any { PeerAuth::Required } else { PeerAuth::Off })
     }
 
+    /// The same, without an `auth` that says what holds without it.
+    #[cfg(feature = "cli")]
+    #[must_use]
+    pub(crate) fn settled(mut self) -> Self {
+        let given = self.auth.take();
+        if given != Some(self.auth()) {
+            self.auth = given;
+        }
+        self
+    }
+
     /// Refuses what contradicts itself. Reads no file.
     ///
     /// # Errors
@@ -223,6 +234,9 @@ mod tests {
         assert_eq!(PeerTrust::secret_file("s").auth(), PeerAuth::Required);
         let off = PeerTrust { auth: Some(PeerAuth::Off), ..PeerTrust::secret_file("s") };
         assert_eq!(off.source(), Ok(None));
+        assert_eq!(off.clone().settled(), off);
+        let required = PeerTrust { auth: Some(PeerAuth::Required), ..PeerTrust::secret_file("s") };
+        assert_eq!(required.settled(), PeerTrust::secret_file("s"));
     }
 
     #[test]

@@ -392,7 +392,8 @@ async fn an_authority_takes_the_place_of_another_and_what_it_vouched_for_ends() 
         authenticator.look().unwrap();
     }
     for wire in &mut before.wires {
-        assert_eq!(wire.read_u8().await.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        let read = timeout(HANDSHAKE_PATIENCE, wire.read_u8()).await.expect("it ends");
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
         assert_eq!(wire.write_u8(1).await.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     }
     // At its caller, whose certificate was of the old one, and at no other.
@@ -486,7 +487,8 @@ async fn who_stands_between_two_members_learns_and_proves_nothing() {
         drop(accepted);
         error
     };
-    let (dialled, refused, ()) = tokio::join!(one.dial(connect, Some(2)), accepts, passes_on);
+    let all = async { tokio::join!(one.dial(connect, Some(2)), accepts, passes_on) };
+    let (dialled, refused, ()) = timeout(HANDSHAKE_PATIENCE * 4, all).await.expect("it ends");
     assert!(dialled.is_err() && proof.proven().is_none());
     assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
 }
