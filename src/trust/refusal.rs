@@ -11,7 +11,6 @@ const TOLD_APART: usize = 3;
 /// Longest frame that is read: none that begins a connection may be longer (RFC 9113, section 4.2).
 const MAX_FRAME_BYTES: usize = 16 * 1024;
 const HEADERS: u8 = 0x1;
-const GOAWAY: u8 = 0x7;
 
 /// Answers a request in HTTP, of the version that it begins with.
 pub(super) async fn in_http(caller: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<()> {
@@ -31,7 +30,7 @@ fn http1() -> Vec<u8> {
     .into_bytes()
 }
 
-/// Waits for the first request, and answers that: what is only said of the connection, a client does not tell its user.
+/// Answers each request until its client goes, or its time is over: what is only said of the connection, a client does not tell its user.
 async fn in_http2(caller: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<()> {
     const SETTINGS: [u8; 9] = [0, 0, 0, 0x4, 0, 0, 0, 0, 0];
     caller.write_all(&SETTINGS).await?;
@@ -40,7 +39,11 @@ async fn in_http2(caller: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Res
     caller.read_exact(&mut rest).await?;
     loop {
         let mut head = [0; 9];
-        caller.read_exact(&mut head).await?;
+        // A client that has gone has heard it.
+        if caller.read(&mut head[..1]).await? == 0 {
+            return Ok(());
+        }
+        caller.read_exact(&mut head[1..]).await?;
         let [high, middle, low, kind, _, stream @ ..] = head;
         let bytes = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
         if bytes > MAX_FRAME_BYTES {
@@ -49,12 +52,13 @@ async fn in_http2(caller: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Res
         let mut content = vec![0; bytes];
         caller.read_exact(&mut content).await?;
         if kind == HEADERS {
-            return caller.write_all(&http2(stream)).await;
+            caller.write_all(&http2(stream)).await?;
+            caller.flush().await?;
         }
     }
 }
 
-/// The answer on `stream`, and the end of the connection. The answer is one of gRPC that has no content, in headers that stand for themselves
+/// The answer on `stream`. It is one of gRPC that has no content, in headers that stand for themselves
 /// (RFC 7541, section 6.2.2).
 fn http2(stream: [u8; 4]) -> Vec<u8> {
     const STATUS_200: u8 = 0x88;
@@ -74,10 +78,6 @@ fn http2(stream: [u8; 4]) -> Vec<u8> {
     let mut answer = vec![0, 0, length, HEADERS, ENDS_STREAM_AND_HEADERS];
     answer.extend(stream);
     answer.extend(fields);
-    answer.extend([0, 0, 8, GOAWAY, 0, 0, 0, 0, 0]);
-    answer.extend(stream);
-    // No error: a client that reads of one tells that, and not the answer.
-    answer.extend([0; 4]);
     answer
 }
 
