@@ -57,6 +57,8 @@ const ROOMS: &[(&str, &[&str])] = &[
         "trust"]),
     ("cli", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "signals", "duration",
         "config", "machine", "storage", "report", "engine", "door", "node", "replica", "kv", "trust"]),
+    // Decoders of all rooms, for libFuzzer.
+    ("fuzzing", &["config", "feed", "kv", "machine", "node", "raft", "storage"]),
     // The program's alone: what embeds the library has its own.
     ("allocator", &[]),
     ("main", &["cli", "config", "error", "allocator"]),
@@ -69,6 +71,7 @@ const PARTS: &[(&str, &[&str])] = &[
     ("kv/machine", &["types", "machine"]),
     ("kv/calls", &["types", "reason", "call", "proto", "machine", "door"]),
     ("kv/client", &["types", "reason", "runtime", "proto", "call", "client"]),
+    ("kv/fuzzed", &["door", "machine"]),
     (
         "kv/service",
         &[
@@ -83,6 +86,7 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
     ("kv/codec", &["api", "machine"]),
     ("kv/calls", &["api", "codec", "machine"]),
     ("kv/client", &["api", "codec"]),
+    ("kv/fuzzed", &["api", "calls", "codec", "machine"]),
     ("kv/service", &["api", "codec", "calls", "machine"]),
 ];
 
