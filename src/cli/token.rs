@@ -64,7 +64,7 @@ enum TokenCommand {
 /// What is granted.
 #[derive(Debug, Args)]
 struct GrantArgs {
-    /// See how nodes and cluster are (observe), or change that, too (operate)
+    /// See how nodes and cluster are (observe), change that, too (operate), or be told of to clients for their reads (replica)
     #[arg(long = "role", value_name = "ROLE", value_enum)]
     roles: Vec<RoleArg>,
     /// Rights to keys, as TENANT[/PREFIX]:read,write,subscribe; * is every tenant
@@ -76,6 +76,7 @@ struct GrantArgs {
 enum RoleArg {
     Observe,
     Operate,
+    Replica,
 }
 
 impl GrantArgs {
@@ -83,6 +84,7 @@ impl GrantArgs {
         let roles = self.roles.into_iter().map(|role| match role {
             RoleArg::Observe => AccessRole::Observe,
             RoleArg::Operate => AccessRole::Operate,
+            RoleArg::Replica => AccessRole::Replica,
         });
         let granted = Granted { roles: roles.collect(), grants: self.grants, ..Granted::default() };
         match granted.is_something() {

@@ -312,14 +312,14 @@ pub(crate) struct Leaving {
     /// Whether it waits for room. What a probe or an operator asks for does not.
     waits: bool,
     room: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    _under_way: UnderWay,
+    _under_way: Option<UnderWay>,
 }
 
 impl Leaving {
     pub(crate) fn new(
         body: Body,
         built: Option<Built>,
-        under_way: UnderWay,
+        under_way: Option<UnderWay>,
         caller: Arc<Caller>,
         limits: Arc<DoorLimits>,
         waits: bool,
@@ -537,7 +537,8 @@ mod tests {
         let limits = DoorLimits { unsent_bytes: Bound { each: 1500, all: 3000 }, ..DoorLimits::default() };
         let limits = Arc::new(limits);
         let frames = Frames(std::iter::repeat_n(bytes, 3).collect());
-        let mut answer = Leaving::new(Body::new(frames), None, caller.begin(), caller.clone(), limits, true);
+        let mut answer =
+            Leaving::new(Body::new(frames), None, Some(caller.begin()), caller.clone(), limits, true);
         let mut next = async || futures::future::poll_fn(|cx| Pin::new(&mut answer).poll_frame(cx)).await;
         let first = next().await.unwrap().unwrap().into_data().unwrap();
         let second = next().await.unwrap().unwrap().into_data().unwrap();

@@ -14,7 +14,9 @@ use super::failure;
 use super::guest::{Guest, guarded};
 use super::rights::grants::{DataRight, Touched};
 use super::rights::{CountedCall, Principal};
+use crate::incoming::Caller;
 use crate::proto::v1::Failure;
+use crate::runtime;
 
 /// The caller of the request with these `extensions`. One that the entrance has not let in may do nothing.
 pub(crate) fn caller(extensions: &Extensions) -> Arc<Principal> {
@@ -89,27 +91,54 @@ pub(crate) fn operation(principal: &Principal) -> Result<(), Failure> {
     }
 }
 
+/// For so long a caller may take to read the end of a stream.
+const UNREAD_PATIENCE: Duration = Duration::from_secs(15);
+
 /// The body of an answer that ends when the credential of its caller does. Whatever makes it is dropped then.
 pub(crate) struct PermittedBody {
     body: Body,
     ended: Pin<Box<dyn Future<Output = ()> + Send>>,
     is_over: bool,
     _counted: Option<CountedCall>,
+    _unread: Option<UnreadEnd>,
+}
+
+/// Ends the connection of a caller that takes nothing, once what it takes nothing of should have ended.
+struct UnreadEnd(tokio::task::JoinHandle<()>);
+
+impl UnreadEnd {
+    fn after(principal: Arc<Principal>, patience: Duration, caller: Arc<Caller>) -> Self {
+        Self(runtime::spawn(async move {
+            principal.ended().await;
+            tokio::time::sleep(patience).await;
+            caller.end();
+        }))
+    }
+}
+
+impl Drop for UnreadEnd {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl PermittedBody {
-    /// `body` as an answer to `principal`, which may go on for so long after that has ended. The call counts until all of it is sent.
+    /// `body` as an answer to `principal`, which may go on for so long after that has ended. The call counts until all of it is sent. A body is asked for
+    /// nothing while its caller takes nothing, so of a stream the connection of such a caller, `unread`, is ended soon after.
     pub(crate) fn new(
         body: Body,
         principal: Arc<Principal>,
         grace: Duration,
         counted: Option<CountedCall>,
+        unread: Option<Arc<Caller>>,
     ) -> Self {
+        let unread =
+            unread.map(|caller| UnreadEnd::after(principal.clone(), grace + UNREAD_PATIENCE, caller));
         let ended = Box::pin(async move {
             principal.ended().await;
             tokio::time::sleep(grace).await;
         });
-        Self { body, ended, is_over: false, _counted: counted }
+        Self { body, ended, is_over: false, _counted: counted, _unread: unread }
     }
 }
 
@@ -129,6 +158,7 @@ impl HttpBody for PermittedBody {
         if this.ended.as_mut().poll(cx).is_ready() {
             this.is_over = true;
             this.body = Body::empty();
+            // Its trailers are all that is left.
             let mut trailers = HeaderMap::new();
             let _ = Status::from(failure::no_longer_authenticated()).add_header(&mut trailers);
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));

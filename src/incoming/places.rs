@@ -11,7 +11,7 @@
 //! shrinks: however many callers take what they can get, something is left for the next one.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
@@ -22,7 +22,7 @@ use futures::task::AtomicWaker;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::trust::wire::{Proof, Proven};
+use crate::trust::wire::{Proof, Proven, ShownCertificate};
 
 /// A place that is kept back is given to a newcomer although a request is under way on it, when that takes longer.
 const RESERVED_PATIENCE: Duration = Duration::from_secs(1);
@@ -249,9 +249,16 @@ impl Places {
     }
 }
 
+/// The one that has been idle for the longest, of those from the address that has the most idle ones: whoever floods a port makes room for itself.
 fn longest_idle<'a>(callers: impl Iterator<Item = &'a Arc<Caller>>) -> Option<Arc<Caller>> {
-    let idle = callers.filter(|caller| caller.under_way.load(Ordering::Relaxed) == 0);
-    idle.min_by_key(|caller| (caller.since_ms.load(Ordering::Relaxed), caller.id)).cloned()
+    let idle: Vec<_> = callers.filter(|caller| caller.under_way.load(Ordering::Relaxed) == 0).collect();
+    let mut by_address: HashMap<Option<IpAddr>, usize> = HashMap::new();
+    let from = |caller: &Caller| caller.address.map(|address| address.ip());
+    idle.iter().for_each(|caller| *by_address.entry(from(caller)).or_default() += 1);
+    let age = |caller: &&&Arc<Caller>| (caller.since_ms.load(Ordering::Relaxed), caller.id);
+    let most = by_address.values().max().copied().unwrap_or_default();
+    let candidates = idle.iter().filter(|caller| by_address.get(&from(caller)) == Some(&most));
+    candidates.min_by_key(age).map(|caller| Arc::clone(caller))
 }
 
 /// The other end of a connection. What it holds is given back by those who took it.
@@ -294,10 +301,10 @@ impl Caller {
         self.proof.get().map(|proof| proof.proven().unwrap_or(&Proven::Anonymous))
     }
 
-    /// The DNS names and URIs of the certificate that it has shown, if it has shown one. One that is not signed as it should be is never shown here.
-    pub(crate) fn certificate(&self) -> Option<&[String]> {
+    /// The certificate that it has shown, if it has shown one. One that is not signed as it should be is never shown here.
+    pub(crate) fn certificate(&self) -> Option<&ShownCertificate> {
         match self.proven()? {
-            Proven::Certificate(names) => Some(names),
+            Proven::Certificate(shown) => Some(shown),
             Proven::Plain | Proven::Anonymous | Proven::Secret => None,
         }
     }
@@ -433,6 +440,12 @@ impl Caller {
             let mut table = self.places.table();
             self.places.close(&mut table, self);
         }
+    }
+
+    /// Ends the connection, whatever is under way on it.
+    pub(crate) fn end(&self) {
+        Places::remove(&mut self.places.table(), self);
+        self.close();
     }
 
     fn close(&self) {

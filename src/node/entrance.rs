@@ -177,6 +177,10 @@ pub(super) async fn enter(State(entrance): State<Arc<Entrance>>, request: Reques
         Ok(()) => identified::admit(entrance.credentials.as_ref(), &request, &caller),
         Err(unwanted) => Err(unwanted.answer(is_grpc && request.version() == Version::HTTP_2)),
     };
+    let keeps_place =
+        admitted.as_ref().is_ok_and(|admitted| admitted.keeps_place(entrance.credentials.as_ref()));
+    // One that is refused, or asks for what everybody may ask for, and does not read the answer, keeps no place from others.
+    let keeps_place = keeps_place || entrance.credentials.is_none();
     let mut response = match admitted {
         // Without reading what else comes: it is not wanted.
         Err(refused) => refused,
@@ -196,7 +200,16 @@ pub(super) async fn enter(State(entrance): State<Arc<Entrance>>, request: Reques
     };
     let built = response.extensions_mut().remove::<Built>().or(reserved);
     let built = built.or_else(|| (operators && is_grpc).then(answer));
-    let leaving = |body| Body::new(Leaving::new(body, built, under_way, caller, limits.clone(), !operators));
+    let leaving = |body| {
+        Body::new(Leaving::new(
+            body,
+            built,
+            keeps_place.then_some(under_way),
+            caller,
+            limits.clone(),
+            !operators,
+        ))
+    };
     response.map(leaving)
 }
 

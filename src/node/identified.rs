@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 
 use super::settings::Refused;
 use super::{http, replication};
@@ -32,6 +32,8 @@ pub(super) struct PermittedRequest {
     operates: bool,
     caller: Arc<Caller>,
     counted: Option<CountedCall>,
+    /// Whether its answer tells whoever asks as much as the node has to say.
+    is_open: bool,
 }
 
 /// Finds out who makes `request` on the connection of `caller`, and whether it may.
@@ -46,16 +48,19 @@ pub(super) fn admit(
     let path = request.uri().path();
     let right = table::of_request(request.method(), path);
     let operates = right == Some(CallRight::Operate);
-    let admitted =
-        |principal, counted| PermittedRequest { principal, operates, caller: caller.clone(), counted };
-    let Some(credentials) = credentials else { return Ok(admitted(Principal::everyone(), None)) };
-    if right == Some(CallRight::Nothing) {
-        return Ok(admitted(Principal::nobody(), None));
-    }
-    let shown = PresentedCredential {
-        bearer: bearer(request.headers()),
-        certificate: caller.certificate().unwrap_or_default(),
+    let permitted = |principal, counted, is_open| PermittedRequest {
+        principal,
+        operates,
+        caller: caller.clone(),
+        counted,
+        is_open,
     };
+    let admitted = |principal, counted| permitted(principal, counted, true);
+    let Some(credentials) = credentials else { return Ok(admitted(Principal::everyone(), None)) };
+    let shown = shown_by(caller, bearer(request.headers()));
+    if right == Some(CallRight::Nothing) {
+        return Ok(permitted(Principal::nobody(), None, credentials.observes(shown)));
+    }
     let asked = AuditedCall { path, address: caller.address() };
     match credentials.admit(shown, right, &asked) {
         // Whatever is behind it: nobody has said who may ask for it.
@@ -65,6 +70,16 @@ pub(super) fn admit(
             Err(_) => Err(refusal(failure::too_much_asked(), is_grpc(request.headers()))),
         },
         Err(failure) => Err(refusal(failure, is_grpc(request.headers()))),
+    }
+}
+
+/// What a caller shows who has said `bearer`.
+pub(super) fn shown_by<'a>(caller: &'a Caller, bearer: Option<&'a str>) -> PresentedCredential<'a> {
+    match caller.certificate() {
+        None => PresentedCredential { bearer, ..PresentedCredential::default() },
+        Some(shown) => {
+            PresentedCredential { bearer, certificate: &shown.names, certificate_expires: shown.expires_s }
+        }
     }
 }
 
@@ -100,10 +115,16 @@ fn refusal(failure: Failure, is_grpc: bool) -> Response {
 }
 
 impl PermittedRequest {
+    /// Whether it keeps its connection from giving way. What everybody may ask for keeps no place from those who have shown who they are.
+    pub(super) fn keeps_place(&self, credentials: Option<&Credentials>) -> bool {
+        credentials.is_none() || self.principal.can_end()
+    }
+
     /// Has `request` answered by `next`. What is still being sent `grace` after the caller's credential has ended, ends.
     pub(super) async fn serve(self, mut request: Request, next: Next, grace: Duration) -> Response {
-        let Self { principal, operates, caller, counted } = self;
+        let Self { principal, operates, caller, counted, is_open } = self;
         let is_grpc = is_grpc(request.headers());
+        let is_stream = table::is_stream(request.uri().path());
         let path = operates.then(|| request.uri().path().to_owned());
         let call = path.as_ref().map(|path| AuditedCall { path, address: caller.address() });
         if let Some(call) = call.filter(|call| call.path == Page::ReplicationConfigure.path()) {
@@ -112,11 +133,18 @@ impl PermittedRequest {
         }
         request.extensions_mut().insert(principal.clone());
         let response = next.run(request).await;
+        if !is_open && response.status() == StatusCode::SERVICE_UNAVAILABLE {
+            // Why stands on a page that takes a right.
+            return (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response();
+        }
         if let Some(call) = call {
             principal.operated(&call, &outcome(&response));
         }
         match is_grpc && principal.can_end() {
-            true => response.map(|body| Body::new(PermittedBody::new(body, principal, grace, counted))),
+            true => {
+                let unread = is_stream.then_some(caller);
+                response.map(|body| Body::new(PermittedBody::new(body, principal, grace, counted, unread)))
+            }
             false => response,
         }
     }

@@ -81,6 +81,7 @@ impl PeerMaterial {
             .collect();
         let made = match (source, &texts[..]) {
             (ProofSource::Certificates { .. }, [ca, certificate, key]) => {
+                warn_if_readable(key.path);
                 by_certificates(ca, certificate, key, own)?
             }
             (ProofSource::SecretFile(path), [text]) => {
@@ -222,15 +223,15 @@ fn secrets_in(text: &PemText<'_>, own: &OwnName) -> Result<Vec<SecretKey>, Trust
         .collect()
 }
 
-/// Says so when others than its owner may read the file with the secret.
-fn warn_if_readable(path: &Path) {
+/// Says so when others than its owner may read a file with a secret.
+pub(super) fn warn_if_readable(path: &Path) {
     const OTHERS: u32 = 0o077;
     let mode = std::fs::metadata(path).map_or(0, |metadata| metadata.mode());
     if mode & OTHERS != 0 {
         tracing::warn!(
             path = %path.display(),
             mode = format!("{:o}", mode & 0o777),
-            "others than its owner may read the file with the peer secret; take that away with chmod 600"
+            "others than its owner may read a file with a secret; take that away with chmod 600"
         );
     }
 }

@@ -17,11 +17,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::certificates::{ClusterLabel, names};
+use super::certificates::ClusterLabel;
 use super::challenge::{self, BINDING_LABEL, Binding};
 use super::material::{Means, OwnName, PeerMaterial, now};
 use super::settings::{PeerAuth, PeerTrust, ProofSource};
-use super::wire::{Basis, ConnectionLife, Connections, OpenedWire, Proof, Proven, RawWire, SecuredWire};
+use super::wire::{
+    Basis, ConnectionLife, Connections, OpenedWire, Proof, Proven, RawWire, SecuredWire, ShownCertificate,
+};
 use super::{HANDSHAKE_PATIENCE, TrustError};
 use crate::runtime::{self, offload};
 use crate::types::NodeId;
@@ -79,6 +81,7 @@ pub(crate) struct PeerAuthenticator {
     own: OwnName,
     is_optional: bool,
     current: ArcSwap<PeerMaterial>,
+    last_read: ArcSwap<Vec<Vec<u8>>>,
     connections: Mutex<Connections>,
     handshakes: Arc<Handshakes>,
     /// How often connections are yet to be judged anew: a handshake that was under way when credentials changed is judged at the next look.
@@ -119,6 +122,7 @@ impl PeerAuthenticator {
             source,
             own,
             is_optional,
+            last_read: ArcSwap::from_pointee(made.content.clone()),
             current: ArcSwap::from_pointee(made),
             connections: Mutex::default(),
             handshakes: Arc::default(),
@@ -161,10 +165,9 @@ impl PeerAuthenticator {
         let (proven, basis) = match &material.means {
             Means::Certificates { .. } => {
                 let chain = owned(tls.get_ref().1.peer_certificates());
-                let shown = chain.first().map(names).unwrap_or_default();
-                if self.own.label.nodes_of(&shown).next().is_none() {
-                    return Err(denied("the caller's certificate is no member's"));
-                }
+                let shown = chain.first().map(ShownCertificate::of);
+                let shown = shown.filter(|shown| self.own.label.nodes_of(&shown.names).next().is_some());
+                let shown = shown.ok_or_else(|| denied("the caller's certificate is no member's"))?;
                 tls.write_all(&[WELCOME]).await?;
                 tls.flush().await?;
                 (Proven::Certificate(shown), Basis::Chain { chain, at: now(), accepted: true })
@@ -223,11 +226,12 @@ impl PeerAuthenticator {
         let (proven, basis) = match &material.means {
             Means::Certificates { .. } => {
                 let chain = owned(tls.get_ref().1.peer_certificates());
-                let shown = chain.first().map(names).unwrap_or_default();
+                let shown = chain.first().map(ShownCertificate::of);
+                let shown = shown.ok_or_else(|| denied("what answers there shows no certificate"))?;
                 if let Some(wanted) = wanted
-                    && !self.own.label.nodes_of(&shown).any(|node_id| node_id == wanted)
+                    && !self.own.label.nodes_of(&shown.names).any(|node_id| node_id == wanted)
                 {
-                    let there = self.own.label.nodes_of(&shown).map(|id| format!("node {id}"));
+                    let there = self.own.label.nodes_of(&shown.names).map(|id| format!("node {id}"));
                     let there = there.collect::<Vec<_>>().join(", ");
                     let why = format!("the certificate there is not that of node {wanted} but of {there}");
                     return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
@@ -265,7 +269,10 @@ impl PeerAuthenticator {
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
             let this = self.clone();
-            let Err(error) = offload(move || this.look()).await else {
+            let looked = offload(move || this.look()).await;
+            // Also where the files cannot be used: what was in force before them was judged by once only.
+            self.judge_again();
+            let Err(error) = looked else {
                 told = None;
                 continue;
             };
@@ -278,21 +285,27 @@ impl PeerAuthenticator {
         }
     }
 
-    /// Takes over what the files hold, if that has changed, and ends connections that nothing vouches for any more.
+    /// Takes over what the files hold, if that has changed.
     fn look(&self) -> Result<(), TrustError> {
         let content = PeerMaterial::content(&self.source)?;
-        if content != self.current.load().content {
+        // Half a file may be one, too: it is believed when it was the same twice.
+        let last = self.last_read.swap(Arc::new(content.clone()));
+        if content != self.current.load().content && *last == content {
             self.current.store(Arc::new(PeerMaterial::of(&self.source, content, &self.own)?));
             self.judgements.store(2, Relaxed);
             self.note_expiry();
             tracing::info!("peer credentials were read again");
         }
+        Ok(())
+    }
+
+    /// Judges the connections, if that is due.
+    fn judge_again(&self) {
         let left = self.judgements.load(Relaxed);
         if left > 0 {
             self.judgements.store(left - 1, Relaxed);
             self.judge();
         }
-        Ok(())
     }
 
     /// Ends the connections that nothing vouches for any more.
@@ -330,8 +343,8 @@ pub(crate) fn may_speak_for(proven: Option<&Proven>, cluster: &str, node_id: Nod
         // Members prove nothing to each other, or need not.
         None | Some(Proven::Plain) => true,
         Some(Proven::Secret) => true,
-        Some(Proven::Certificate(names)) => {
-            ClusterLabel::of(cluster).nodes_of(names).any(|named| named == node_id)
+        Some(Proven::Certificate(shown)) => {
+            ClusterLabel::of(cluster).nodes_of(&shown.names).any(|named| named == node_id)
         }
         Some(Proven::Anonymous) => false,
     }

@@ -22,10 +22,10 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use super::certificates::{facts, names};
+use super::certificates::facts;
 use super::material::now;
 use super::pem::{self, PemText};
-use super::wire::{Basis, Connections, OpenedWire, Proof, Proven, RawWire, SecuredWire};
+use super::wire::{Basis, Connections, OpenedWire, Proof, Proven, RawWire, SecuredWire, ShownCertificate};
 use super::{TrustError, provider, refusal};
 use crate::runtime::offload;
 use crate::wire::Wire;
@@ -138,6 +138,7 @@ pub(crate) enum PlainAnswer {
 pub(crate) struct PortSecurity {
     tls: PortTls,
     current: ArcSwap<PortMaterial>,
+    last_read: ArcSwap<Vec<Vec<u8>>>,
     connections: Mutex<Connections>,
     failed: Arc<AtomicU64>,
     reloads_failed: AtomicU64,
@@ -162,6 +163,7 @@ impl PortSecurity {
         let expires_s = AtomicI64::new(material.expires_s.unwrap_or_default());
         Ok(Arc::new(Self {
             tls,
+            last_read: ArcSwap::from_pointee(material.content.clone()),
             current: ArcSwap::from_pointee(material),
             connections: Mutex::default(),
             failed: Arc::default(),
@@ -207,7 +209,7 @@ impl PortSecurity {
         let server = self.current.load().server.clone();
         let mut tls = TlsAcceptor::from(server).accept(raw).await?;
         let chain: Vec<_> = tls.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
-        let (proven, basis) = match chain.first().map(names) {
+        let (proven, basis) = match chain.first().map(ShownCertificate::of) {
             None => (Proven::Anonymous, None),
             Some(shown) => {
                 (Proven::Certificate(shown), Some(Basis::Chain { chain, at: now(), accepted: true }))
@@ -254,7 +256,9 @@ impl PortSecurity {
     /// Takes over what the files hold; whether that has changed.
     fn look(&self) -> Result<bool, TrustError> {
         let content = self.tls.content()?;
-        if content == self.current.load().content {
+        // Half a file may be one, too: it is believed when it was the same twice.
+        let last = self.last_read.swap(Arc::new(content.clone()));
+        if content == self.current.load().content || *last != content {
             return Ok(false);
         }
         let material = self.tls.material(content)?;

@@ -18,6 +18,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
+use super::certificates::{facts, names};
 use super::{HANDSHAKE_BYTES, HANDSHAKE_PATIENCE};
 use crate::wire::Wire;
 
@@ -33,8 +34,24 @@ pub(crate) enum Proven {
     Anonymous,
     /// That it knows the secret.
     Secret,
-    /// That it has the key of a certificate with these DNS names and URIs, which is signed as it should be.
-    Certificate(Vec<String>),
+    /// That it has the key of a certificate that is signed as it should be.
+    Certificate(ShownCertificate),
+}
+
+/// What stands in the certificate of the other end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ShownCertificate {
+    /// DNS names and URIs.
+    pub(crate) names: Vec<String>,
+    /// Until when it is valid, in seconds since the Unix epoch; 0 if that cannot be read.
+    pub(crate) expires_s: u64,
+}
+
+impl ShownCertificate {
+    pub(super) fn of(certificate: &CertificateDer<'_>) -> Self {
+        let expires_s = facts(certificate).and_then(|facts| u64::try_from(facts.not_after_s).ok());
+        Self { names: names(certificate), expires_s: expires_s.unwrap_or_default() }
+    }
 }
 
 /// Where the proof is found once there is one. Shared by a connection and those who ask.

@@ -6,6 +6,7 @@ mod ends;
 mod guests;
 mod keys;
 mod limits;
+mod strangers;
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::audit::{AuditedCall, RefusedCallers};
 use super::file::TokensFile;
+use super::grants::AccessRole;
 use super::in_force::{Identified, InForce, MAX_TOKEN_BYTES, PresentedCredential, Unidentified};
 use super::jwt::{JwtKeys, JwtPolicy};
 use super::principal::Principal;
@@ -96,8 +97,8 @@ struct CredentialFiles {
     auth: ClientAuth,
     key: hmac::Key,
     in_force: watch::Sender<Arc<InForce>>,
-    /// What the files held when they were last read.
-    read: Mutex<FileHashes>,
+    /// What the files held that is in force, and what they held when they were last read.
+    read: Mutex<(FileHashes, FileHashes)>,
     reloads: AtomicU64,
     failures: AtomicU64,
     refused: Arc<RefusedCallers>,
@@ -170,7 +171,7 @@ impl Credentials {
             auth,
             key,
             in_force: watch::Sender::new(Arc::new(in_force)),
-            read: Mutex::new(read),
+            read: Mutex::new((read, read)),
             reloads: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             refused: Arc::default(),
@@ -195,6 +196,12 @@ impl Credentials {
             true => Ok(principal),
             false => Err(principal.deny(call.path)),
         }
+    }
+
+    /// Whether whoever has shown this may see how the node is. Nothing is counted or told in the log: probes need show nothing.
+    pub(crate) fn observes(&self, shown: PresentedCredential<'_>) -> bool {
+        let identified = self.0.in_force.borrow().clone().identify(shown, runtime::unix_time_ms() / 1000);
+        identified.is_ok_and(|identified| identified.granted.has(AccessRole::Observe))
     }
 
     fn identify(
@@ -266,10 +273,12 @@ impl CredentialFiles {
     fn look(&self) -> Result<bool, CredentialsError> {
         let (in_force, read) = read(&self.auth, &self.key)?;
         let mut known = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known == read {
+        let last = std::mem::replace(&mut known.1, read);
+        // What half a file says may be more than the whole one does: it is believed when it was the same twice.
+        if known.0 == read || last != read {
             return Ok(false);
         }
-        *known = read;
+        known.0 = read;
         self.in_force.send_replace(Arc::new(in_force));
         self.reloads.fetch_add(1, Ordering::Relaxed);
         Ok(true)

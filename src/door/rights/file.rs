@@ -87,10 +87,15 @@ impl TokensFile {
         if entries > MAX_ENTRIES {
             return Err(format!("it has {entries} entries, more than {MAX_ENTRIES}"));
         }
-        let tokens = self.token.iter().map(|entry| (&entry.name, &entry.grants));
-        let certificates = self.certificate.iter().map(|entry| (&entry.name, &entry.grants));
-        for (name, grants) in tokens.chain(certificates) {
+        let tokens = self.token.iter().map(|entry| (&entry.name, &entry.grants, entry.limits));
+        let certificates = self.certificate.iter().map(|entry| (&entry.name, &entry.grants, entry.limits));
+        for (name, grants, limits) in tokens.chain(certificates) {
             check_name(name)?;
+            if limits.requests_per_second == Some(0) {
+                return Err(format!(
+                    "\"{name}\" may make no request in a second; take its grants away instead"
+                ));
+            }
             if grants.len() > MAX_GRANTS {
                 return Err(format!("\"{name}\" has {} grants, more than {MAX_GRANTS}", grants.len()));
             }

@@ -117,6 +117,8 @@ pub(crate) enum AccessRole {
     Observe,
     /// Change how they are. Who may do that may see it.
     Operate,
+    /// Answer reads of others: clients are told where it is reached, and show their credentials there.
+    Replica,
 }
 
 /// How much a caller may make of what is granted to it, at each node.
@@ -172,7 +174,7 @@ impl Granted {
     }
 
     pub(crate) fn has(&self, role: AccessRole) -> bool {
-        self.roles.contains(&role) || (role == AccessRole::Observe && self.operates())
+        self.roles.contains(&role) || (role != AccessRole::Operate && self.operates())
     }
 
     fn operates(&self) -> bool {

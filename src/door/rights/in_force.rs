@@ -25,6 +25,8 @@ pub(crate) struct PresentedCredential<'a> {
     pub(crate) bearer: Option<&'a str>,
     /// The names in its certificate, which has been verified.
     pub(crate) certificate: &'a [String],
+    /// Until when that is valid, in seconds since the Unix epoch.
+    pub(crate) certificate_expires: u64,
 }
 
 /// Which credential a caller was identified by.
@@ -157,9 +159,10 @@ impl InForce {
                 Some(keys) if bearer.contains('.') => keys.identify(bearer, now),
                 _ => self.token(bearer, now),
             },
-            None => {
-                self.certified(shown.certificate).or_else(|| self.anonymous()).ok_or(Unidentified::Missing)
-            }
+            None => match self.certified(shown) {
+                Some(_) if shown.certificate_expires <= now => Err(Unidentified::Expired),
+                certified => certified.or_else(|| self.anonymous()).ok_or(Unidentified::Missing),
+            },
         }
     }
 
@@ -172,10 +175,12 @@ impl InForce {
         }
     }
 
-    fn certified(&self, names: &[String]) -> Option<Identified> {
-        names.iter().find_map(|name| {
+    /// Its connection goes on when the certificate expires, so that is looked at here.
+    fn certified(&self, shown: PresentedCredential<'_>) -> Option<Identified> {
+        shown.certificate.iter().find_map(|name| {
             let entry = self.certificates.get(name)?;
-            Some(entry.identified(CredentialKey::Certificate(name.clone())))
+            let identified = entry.identified(CredentialKey::Certificate(name.clone()));
+            Some(Identified { expires: Some(shown.certificate_expires), ..identified })
         })
     }
 
@@ -192,7 +197,10 @@ impl InForce {
             CredentialKey::Jwt(hash) => return self.jwt.as_ref().is_some_and(|keys| keys.has(hash)),
             CredentialKey::Anonymous => return self.anonymous.as_deref() == Some(granted),
             CredentialKey::Token(code) => self.tokens.get(code),
-            CredentialKey::Certificate(name) => self.certificates.get(name),
+            CredentialKey::Certificate(name) => {
+                // Until when it is valid stands in the certificate.
+                return self.certificates.get(name).is_some_and(|entry| *entry.granted == *granted);
+            }
         };
         entry.is_some_and(|entry| *entry.granted == *granted && entry.expires == expires)
     }

@@ -116,7 +116,9 @@ impl JwtKeys {
 
     fn identified(&self, claims: Claims, key: &JwtKey, now: u64) -> Result<Identified, Unidentified> {
         let Claims { sub, exp, quorate } = claims;
-        if check_name(&sub).is_err() || quorate.grants.len() > MAX_GRANTS || exp.is_nan() || exp < 0.0 {
+        let has_no_rate = quorate.limits.requests_per_second == Some(0);
+        let is_too_much = quorate.grants.len() > MAX_GRANTS;
+        if check_name(&sub).is_err() || is_too_much || has_no_rate || exp.is_nan() || exp < 0.0 {
             return Err(Unidentified::WrongClaims);
         }
         let expires = (exp as u64).saturating_add(self.leeway.as_secs());

@@ -91,7 +91,7 @@ impl Principal {
         let Identified { name, key, granted, expires } = identified;
         let left = |at: u64| Duration::from_secs(at.saturating_sub(now)).min(LONGEST);
         let expires = expires.map(|at| (at, Instant::now() + left(at)));
-        let usage = (!granted.limits.is_none()).then(|| usages.of(&name));
+        let usage = (!granted.limits.is_none()).then(|| usages.of(key.kind(), &name));
         let (in_force, refused) = (Some(in_force), Some(refused));
         Self { name, key, granted, expires, in_force, usage, address, refused }
     }
@@ -129,6 +129,11 @@ impl Principal {
 
     pub(crate) fn operates(&self) -> bool {
         self.granted.has(AccessRole::Operate)
+    }
+
+    /// Whether clients may be sent to it for reads.
+    pub(crate) fn answers_reads(&self) -> bool {
+        self.is_everyone() || self.granted.has(AccessRole::Replica)
     }
 
     /// One more call of it, which counts until the guard goes; none if nothing is to be counted.

@@ -59,6 +59,21 @@ pub(crate) const fn of_rpc(rpc: Rpc) -> CallRight {
     }
 }
 
+/// Whether the answer at `path` goes on for as long as its caller likes.
+pub(crate) fn is_stream(path: &str) -> bool {
+    Rpc::of_path(path).is_some_and(|rpc| {
+        matches!(
+            rpc,
+            Rpc::KvRangeStream
+                | Rpc::KvWatch
+                | Rpc::KvPipeline
+                | Rpc::PipelineRun
+                | Rpc::ReplicationServiceSubscribe
+                | Rpc::ReplicationServiceReadSnapshot
+        )
+    })
+}
+
 /// A page of the client port. The router is made of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Page {

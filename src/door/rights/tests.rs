@@ -31,7 +31,7 @@ fn in_force(file: &str, jwt: Option<JwtKeys>) -> InForce {
 }
 
 fn by_token(in_force: &InForce, bearer: &str) -> Result<(String, CredentialKey), Unidentified> {
-    let shown = PresentedCredential { bearer: Some(bearer), certificate: &[] };
+    let shown = PresentedCredential { bearer: Some(bearer), ..PresentedCredential::default() };
     in_force.identify(shown, now()).map(|found| (found.name.to_string(), found.key))
 }
 
@@ -80,14 +80,22 @@ fn a_certificate_stands_for_the_first_of_its_names_that_is_listed() {
     let present = in_force(file, None);
     let shown = |names: &[&str]| {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-        let shown = PresentedCredential { bearer: None, certificate: &names };
+        let shown =
+            PresentedCredential { certificate: &names, certificate_expires: u64::MAX, ..Default::default() };
         present.identify(shown, now()).unwrap().name.to_string()
     };
     assert_eq!(shown(&["x", "replica.example.com"]), "replica.example.com");
     assert_eq!(shown(&["REPLICA.example.com"]), "anonymous");
     assert_eq!(shown(&[]), "anonymous");
     let names = ["replica.example.com".to_owned()];
-    let both = PresentedCredential { bearer: Some("wrong"), certificate: &names };
+    let named =
+        PresentedCredential { certificate: &names, certificate_expires: now() + 60, ..Default::default() };
+    let found = present.identify(named, now()).unwrap();
+    assert_eq!(found.expires, Some(now() + 60), "it ends with the certificate");
+    assert!(present.still_grants(&found.key, &found.granted, found.expires));
+    let expired = PresentedCredential { certificate_expires: now(), ..named };
+    assert_eq!(present.identify(expired, now()).unwrap_err(), Unidentified::Expired, "and is not none");
+    let both = PresentedCredential { bearer: Some("wrong"), ..named };
     assert_eq!(
         present.identify(both, now()).unwrap_err(),
         Unidentified::Unknown,
@@ -132,7 +140,7 @@ fn a_signed_token_stands_for_what_it_says_by_either_algorithm() {
         let issuer = Issuer { key };
         let present = in_force("", Some(issuer.keys(policy())));
         let token = issuer.signed(|_| {});
-        let shown = PresentedCredential { bearer: Some(&token), certificate: &[] };
+        let shown = PresentedCredential { bearer: Some(&token), ..PresentedCredential::default() };
         let found = present.identify(shown, now()).unwrap();
         assert_eq!((&*found.name, found.key.kind()), ("app", "jwt"));
         let orders = Touched::Collection { tenant: "acme", collection: "orders" };

@@ -1,4 +1,4 @@
-//! What one caller takes of a node at a time, within what its credential allows. Callers with the same name are one caller.
+//! What one caller takes of a node at a time, within what its credential allows. Callers with credentials of one kind and the same name are one caller.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -74,24 +74,36 @@ impl CallerUsage {
     }
 }
 
-/// Callers by their names.
-#[derive(Debug, Default)]
-pub(super) struct Usages(Mutex<HashMap<Arc<str>, Arc<CallerUsage>>>);
+/// Callers by the kinds of their credentials and their names.
+#[derive(Debug)]
+pub(super) struct Usages {
+    known: Mutex<HashMap<(&'static str, Arc<str>), Arc<CallerUsage>>>,
+    /// Of all those together for whom there is no room, so that many names are no way around a limit.
+    others: Arc<CallerUsage>,
+}
+
+impl Default for Usages {
+    fn default() -> Self {
+        Self { known: Mutex::default(), others: Arc::new(CallerUsage::new()) }
+    }
+}
 
 impl Usages {
-    /// That of the caller called `name`.
-    pub(super) fn of(&self, name: &Arc<str>) -> Arc<CallerUsage> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = all.get(name) {
+    /// That of the caller called `name`, known by a credential of this `kind`.
+    pub(super) fn of(&self, kind: &'static str, name: &Arc<str>) -> Arc<CallerUsage> {
+        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (kind, name.clone());
+        if let Some(known) = all.get(&key) {
             return known.clone();
         }
         if all.len() >= MOST_CALLERS {
             all.retain(|_, usage| !usage.is_idle());
         }
-        let new = Arc::new(CallerUsage::new());
-        if all.len() < MOST_CALLERS {
-            all.insert(name.clone(), new.clone());
+        if all.len() >= MOST_CALLERS {
+            return self.others.clone();
         }
+        let new = Arc::new(CallerUsage::new());
+        all.insert(key, new.clone());
         new
     }
 }
@@ -108,12 +120,13 @@ mod tests {
     async fn a_caller_has_so_many_calls_under_way_whichever_way_it_comes() {
         let (usages, name) = (Usages::default(), "app".into());
         let most = limits(Some(2), None);
-        let first = usages.of(&name).begin(most).unwrap();
-        let _second = usages.of(&name).begin(most).unwrap();
-        assert!(usages.of(&name).begin(most).is_none());
-        assert!(usages.of(&"other".into()).begin(most).is_some(), "others have their own");
+        let first = usages.of("token", &name).begin(most).unwrap();
+        let _second = usages.of("token", &name).begin(most).unwrap();
+        assert!(usages.of("token", &name).begin(most).is_none());
+        assert!(usages.of("token", &"other".into()).begin(most).is_some(), "others have their own");
+        assert!(usages.of("jwt", &name).begin(most).is_some(), "a name of another kind is another one");
         drop(first);
-        assert!(usages.of(&name).begin(most).is_some());
+        assert!(usages.of("token", &name).begin(most).is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -149,13 +162,16 @@ mod tests {
     async fn callers_that_are_gone_are_forgotten() {
         tokio::time::advance(Duration::from_secs(10)).await;
         let usages = Usages::default();
-        let kept = usages.of(&"kept".into()).begin(limits(Some(1), None)).unwrap();
+        let kept = usages.of("token", &"kept".into()).begin(limits(Some(1), None)).unwrap();
         for caller in 0..2 * MOST_CALLERS {
-            usages.of(&caller.to_string().into()).ask(limits(None, Some(1000)));
+            usages.of("token", &caller.to_string().into()).ask(limits(None, Some(1000)));
             tokio::time::advance(Duration::from_millis(1)).await;
         }
-        assert!(usages.0.lock().unwrap().len() <= MOST_CALLERS);
-        assert!(usages.of(&"kept".into()).begin(limits(Some(1), None)).is_none(), "it has one under way");
+        assert!(usages.known.lock().unwrap().len() <= MOST_CALLERS);
+        assert!(
+            usages.of("token", &"kept".into()).begin(limits(Some(1), None)).is_none(),
+            "it has one under way"
+        );
         drop(kept);
     }
 }

@@ -23,9 +23,10 @@ use crate::door::failure::{self, invalid};
 use crate::door::limits::DoorLimits;
 use crate::door::rights::audit::AuditedCall;
 use crate::door::rights::table::CallRight;
-use crate::door::rights::{MAX_TOKEN_BYTES, PresentedCredential, Principal};
+use crate::door::rights::{MAX_TOKEN_BYTES, Principal};
 use crate::door::streams::{Responses, WatchPlace, stream};
 use crate::incoming::{Accepted, Caller, Held};
+use crate::node::identified;
 use crate::node::operated::OperatedNode;
 use crate::node::subscriptions::{self, Chunk, FIRST_PATIENCE, FollowerLine, SubscriptionService, drained};
 use crate::proto::replication::SubscribeRequest;
@@ -77,10 +78,9 @@ async fn follow<N: OperatedNode>(
     let first = tokio::select! {
         biased;
         () = drained(&mut draining) => Err(subscriptions::draining()),
-        first = follower.first(&limits) => first.transpose()?,
+        first = follower.first(&limits, credentials.as_ref()) => first.transpose()?,
     };
-    let begun = first.and_then(|(token, first)| {
-        let principal = identify(credentials.as_ref(), &follower.caller, token.as_deref())?;
+    let begun = first.and_then(|(principal, first)| {
         let counted = principal.begin().map_err(|_| failure::too_much_asked())?;
         Ok((first, (principal, counted), admit(&service, &follower.caller)?))
     });
@@ -130,7 +130,7 @@ fn identify(
     token: Option<&str>,
 ) -> Result<Arc<Principal>, Failure> {
     let Some(credentials) = credentials else { return Ok(Principal::everyone()) };
-    let shown = PresentedCredential { bearer: token, certificate: caller.certificate().unwrap_or_default() };
+    let shown = identified::shown_by(caller, token);
     let asked = AuditedCall { path: "frames", address: caller.address() };
     credentials.admit(shown, Some(CallRight::Data), &asked).map(Arc::new)
 }
@@ -193,21 +193,35 @@ impl Drop for UnfinishedFrame<'_> {
 }
 
 impl FrameReader {
-    /// The token, if it shows one, and what is asked for; nothing if the follower has gone.
+    /// Who the follower is and what it asks for; nothing if it has gone. Where followers are asked who they are, one that has not said so is heard no
+    /// further than it takes to say it, so that strangers fill nothing that is for others.
     async fn first(
         &mut self,
         limits: &DoorLimits,
-    ) -> Result<Option<(Option<String>, SubscribeRequest)>, Failure> {
-        let mut token = None;
+        credentials: Option<&Credentials>,
+    ) -> Result<Option<(Arc<Principal>, SubscribeRequest)>, Failure> {
+        let caller = self.caller.clone();
+        let is_unknown = credentials.is_some() && caller.certificate().is_none();
+        let mut most = if is_unknown { AUTHENTICATE_BYTES } else { MAX_FIRST_BYTES };
+        let mut known = None;
         let first = async {
             loop {
-                match self.first_frame(limits).await? {
+                match self.first_frame(limits, most).await? {
                     None => return Ok(None),
-                    Some(FirstFrame::Subscribe(request)) => return Ok(Some((token, *request))),
-                    Some(FirstFrame::Authenticate(_)) if token.is_some() => {
+                    Some(FirstFrame::Subscribe(request)) => {
+                        let principal = match known {
+                            Some(principal) => principal,
+                            None => identify(credentials, &caller, None)?,
+                        };
+                        return Ok(Some((principal, *request)));
+                    }
+                    Some(FirstFrame::Authenticate(_)) if known.is_some() => {
                         return Err(invalid("the follower says once who it is"));
                     }
-                    Some(FirstFrame::Authenticate(credential)) => token = Some(credential.token),
+                    Some(FirstFrame::Authenticate(credential)) => {
+                        known = Some(identify(credentials, &caller, Some(&credential.token))?);
+                        most = MAX_FIRST_BYTES;
+                    }
                 }
             }
         };
@@ -217,8 +231,8 @@ impl FrameReader {
     }
 
     /// One of the frames that a follower begins with.
-    async fn first_frame(&mut self, limits: &DoorLimits) -> Result<Option<FirstFrame>, Failure> {
-        let Some(head) = self.head(MAX_FIRST_BYTES).await? else { return Ok(None) };
+    async fn first_frame(&mut self, limits: &DoorLimits, most: usize) -> Result<Option<FirstFrame>, Failure> {
+        let Some(head) = self.head(most).await? else { return Ok(None) };
         hold_unfinished(&self.caller, limits, head.bytes)?;
         let caller = self.caller.clone();
         let _unfinished = UnfinishedFrame { caller: &caller, bytes: head.bytes };

@@ -94,7 +94,14 @@ pub(in crate::node) async fn serve<N: OperatedNode, E: FollowerEncoding>(
     let caller = FollowerCaller { transport: E::TRANSPORT, address: line.caller.address() };
     let place = subscribers.enter(wishes.id.clone(), caller, wishes.choice.shown(), from);
     if let Some(client) = wishes.serves.clone().filter(|client| is_told(client, caller.address)) {
-        place.serves_at(client);
+        // Clients go where they are told that a replica is, and show their credentials there.
+        match line.principal.answers_reads() {
+            true => place.serves_at(client),
+            false => tracing::info!(
+                replica = client,
+                "clients are not told of a replica whose credential has not the role replica"
+            ),
+        }
     }
     let state = node.watch();
     let look: LookAtNode = Box::new(move || {
