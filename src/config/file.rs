@@ -42,7 +42,10 @@ impl GivenSettings {
             Some("toml") => toml::from_str(text).map_err(|error| toml_words(text, &error)),
             // A file of comments only has no document to parse.
             Some("yaml" | "yml") if is_blank_yaml(text) => Ok(Self::default()),
-            Some("yaml" | "yml") => serde_saphyr::from_str(text).map_err(|error| error.to_string()),
+            Some("yaml" | "yml") => {
+                // Without the lines around it, which may hold a secret.
+                serde_saphyr::from_str(text).map_err(|error| error.without_snippet().to_string())
+            },
             _ => return Err(SettingsError::UnknownFormat { path: path.to_owned() }),
         };
         parsed.map_err(|detail| SettingsError::Parse { path: path.to_owned(), detail })

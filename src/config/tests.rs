@@ -413,3 +413,24 @@ fn what_takes_effect_at_once_is_what_a_running_node_can_change() {
     let sorted = |names: Vec<&'static str>| names.into_iter().collect::<std::collections::BTreeSet<_>>();
     assert_eq!(sorted(live.collect()), sorted(changeable.collect()));
 }
+
+#[test]
+fn what_cannot_be_read_of_a_file_is_not_shown() {
+    let says = |name: &str, text: &str| {
+        GivenSettings::parse(Path::new(name), text).expect_err("it cannot be read").to_string()
+    };
+    for (name, text) in [
+        ("node.toml", "node_id = 1\npeer_secret = \"5ecret\nsingle = true\n"),
+        ("node.toml", "node_id = 1\npeer_secret = 5ecret\n"),
+        ("node.yaml", "node_id: 1\npeer_secret: \"5ecret\nsingle: true\n"),
+        ("node.yaml", "node_id: 1\npeer_secret: [5ecret]\n"),
+        ("node.yaml", "node_id: 1\npeer_secret: 5ecret: more\n"),
+        ("node.toml", "node_id = 1\npeer_secret = 735707\n"),
+        ("node.toml", "node_id = 1\ndata_dir = 735707\npeer_secret = \"5ecret\"\n"),
+    ] {
+        let error = says(name, text);
+        assert!(!error.contains("5ecret") && !error.contains("peer_secret = 7"), "{name}: {error}");
+        assert!(!text.contains("secret = 7") || !error.contains("735707"), "{name}: {error}");
+        assert!(error.contains("line 2") || error.contains("line 3"), "{name}: {error}");
+    }
+}

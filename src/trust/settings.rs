@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::TrustError;
 use super::challenge::{MAX_SECRET_BYTES, MIN_SECRET_BYTES};
@@ -23,9 +23,16 @@ pub enum PeerAuth {
 }
 
 /// A secret that the members of a cluster share. What is shown of it is that there is one.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct PeerSecret(String);
+
+impl<'de> Deserialize<'de> for PeerSecret {
+    /// Whatever it is instead of a text is not shown.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer);
+        text.map(Self).map_err(|_| serde::de::Error::custom("a secret is a text; put it in quotes"))
+    }
+}
 
 impl PeerSecret {
     /// This text, of 16 bytes at least. It should be random: `openssl rand -hex 32` makes one.
@@ -52,7 +59,7 @@ impl fmt::Debug for PeerSecret {
 
 /// How the members of a cluster prove to each other who they are: by certificates, by a secret that they share, or, by default, not at all.
 ///
-/// Files are read again when they change, within ten seconds. Those that cannot be used leave in force what was. `docs/SECURITY.md` says
+/// Files are read again when they change, within twenty seconds. Those that cannot be used leave in force what was. `docs/SECURITY.md` says
 /// what each way promises.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
