@@ -412,7 +412,10 @@ impl Followed for Subscribing {
                 if message.history != 0 {
                     history = HistoryEpoch(message.history);
                 }
-                let entry = FollowedEntry::decode(message)?;
+                let mut entry = FollowedEntry::decode(message)?;
+                if self.opening.previous {
+                    entry.note_untold_previous();
+                }
                 self.advance(&entry)?;
                 if entry.snapshot == SnapshotPart::Begin {
                     anew = Some(entry.seq);
