@@ -297,9 +297,9 @@ mod tests {
         let open = kept.open(7);
         drop(before);
         let begun = Instant::now();
-        let (found, ()) = tokio::join!(kept.take::<()>(7, 1), open.left());
-        assert!(found.is_none());
+        assert!(kept.take::<()>(7, 1).await.is_none());
         assert_eq!(begun.elapsed(), PATIENCE, "it is waited for");
+        timeout_at(begun + PATIENCE, open.left()).await.expect("it is told that its follower has left");
     }
 
     #[tokio::test(start_paused = true)]
