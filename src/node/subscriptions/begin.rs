@@ -203,7 +203,8 @@ async fn resumed<N: OperatedNode>(
     // Before the place: this ends the stream of before, which may have it.
     let kept = subscribers.kept_states();
     let Some((unsent, after)) = kept.take::<ViewOf<N>>(id, part).await else { return Ok(None) };
-    if unsent.state.history().differs_from(node.current_history().epoch()) {
+    let (of, known) = (unsent.state.history(), node.current_history().epoch());
+    if !wishes.goes_on_with_state_of(&unsent.wishes) || !wishes.start.is_in(of) || of.differs_from(known) {
         return Ok(None);
     }
     let permit = match subscribers.snapshot_place_within(PLACE_PATIENCE).await {
@@ -213,7 +214,7 @@ async fn resumed<N: OperatedNode>(
             return Err(failure);
         }
     };
-    let UnsentState { state, cursor, parts } = unsent;
+    let UnsentState { state, cursor, parts, .. } = unsent;
     let behind = Some((part, after));
     Ok(Some(Begun::With(Box::new(StateToSend { state, parts, behind }), cursor, permit)))
 }
@@ -241,8 +242,9 @@ async fn send_or_keep<N: OperatedNode, E: FollowerEncoding>(
     };
     if sending.wishes.resumable && is_broken_off(&sent) {
         let StateToSend { state, parts, .. } = to_send;
+        let wishes = sending.wishes.clone();
         let (cursor, draining) = sending.into_rest();
-        kept.keep(UnsentState { state, cursor, parts }, draining);
+        kept.keep(UnsentState { state, cursor, parts, wishes }, draining);
         return sent.map(|_| None);
     }
     Ok(sent?.then_some(sending))

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::stream::drained;
+use super::wishes::Wishes;
 use crate::engine::HeldState;
 use crate::feed::FeedCursor;
 use crate::runtime;
@@ -71,6 +72,8 @@ pub(super) struct UnsentState<V> {
     pub(super) state: HeldState<V>,
     pub(super) cursor: FeedCursor,
     pub(super) parts: StateParts,
+    /// What it was sent for.
+    pub(super) wishes: Arc<Wishes>,
 }
 
 struct KeptState {
@@ -224,6 +227,7 @@ mod tests {
     use super::*;
     use crate::engine::Pinned;
     use crate::feed::Feed;
+    use crate::proto::replication::SubscribeRequest;
     use crate::raft::published::{Applied, Progress};
 
     const MOST_BYTES: u64 = 1_000_000;
@@ -235,7 +239,8 @@ mod tests {
         let state = HeldState::new(Arc::new(Applied { progress, view }), pinned);
         let mut parts = StateParts::new();
         parts.add(b"x");
-        UnsentState { state, cursor: Feed::new(None).follow(0), parts }
+        let wishes = Arc::new(Wishes::parse(SubscribeRequest::default(), true).unwrap());
+        UnsentState { state, cursor: Feed::new(None).follow(0), parts, wishes }
     }
 
     #[tokio::test(start_paused = true)]
