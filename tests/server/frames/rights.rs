@@ -71,3 +71,4 @@ async fn a_follower_says_who_it_is_before_what_it_follows() {
 
 fn authenticate(token: &str) -> Said {
     Said::Authenticate { magic: *b"QFRAMES\0", version: 1, token: token.to_owned() }
+}
