@@ -79,7 +79,7 @@ pub enum FollowedChange {
         machine: u32,
         /// The value that it had before, if that was [asked](super::SubscribeOptions::previous) for. `None` for none, or if it is not known.
         previous_value: Option<Bytes>,
-        /// Whether it had one that the node does not keep any more, or that is too long to be told.
+        /// Whether it had one that the node does not keep any more, that is too long to be told, or that the node is too old to tell.
         previous_unknown: bool,
     },
     /// A command of a machine that tells no events was applied.
