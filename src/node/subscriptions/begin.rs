@@ -74,8 +74,7 @@ pub(in crate::node) async fn serve<N: OperatedNode, E: FollowerEncoding>(
         if let Some(resumed) = resumed::<N>(&node, &subscribers, &wishes, drains).await? {
             return Ok((Arc::new(wishes), resumed));
         }
-        let begun = begin(&node, &wishes).await?;
-        let begun = match begun {
+        let begun = match begin(&node, &wishes).await? {
             Ok(cursor) => Begun::At(cursor),
             Err(first) if wishes.accept_snapshot => with_state::<N>(&node, &subscribers, first).await?,
             Err(error) => return Err(failures::of_follow(error)),
