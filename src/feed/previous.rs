@@ -83,6 +83,8 @@ pub(crate) struct PreviousValues {
     record: Option<EventsByKey>,
     /// Pieces that were read from disk.
     reads: u32,
+    /// Nothing up to here is kept any more.
+    gone: Option<u64>,
 }
 
 impl FeedCursor {
@@ -94,6 +96,7 @@ impl FeedCursor {
             piece: None,
             record: None,
             reads: 0,
+            gone: None,
         }
     }
 }
@@ -126,7 +129,8 @@ impl PreviousValues {
 
     async fn record_at(&mut self, position: u64) -> Option<FeedRecord> {
         if self.piece.as_ref().is_none_or(|piece| !(piece.from..=piece.upto).contains(&position)) {
-            self.piece = self.piece_at(position).await;
+            // What is gone takes nothing away from what was read.
+            self.piece = Some(self.piece_at(position).await?);
         }
         let mut records = Vec::new();
         self.piece.as_ref()?.records((position, position), &mut records).ok()?;
@@ -137,12 +141,24 @@ impl PreviousValues {
         if let Some(found) = self.feed.in_memory(self.history, position) {
             return found;
         }
+        if self.gone.is_some_and(|gone| position <= gone) {
+            return None;
+        }
         let (log, history) = (self.feed.log.clone()?, self.history);
-        self.reads += 1;
-        // At least one piece, and no more.
-        match offload(move || log.read(history, position, 0)).await {
+        let page = if log.has(history, position) {
+            self.reads += 1;
+            // At least one piece, and no more.
+            offload(move || log.read(history, position, 0)).await
+        } else {
+            Ok(LogPage::Gone)
+        };
+        match page {
             Ok(LogPage::Pieces(pieces)) => pieces.into_iter().next(),
-            Ok(LogPage::Gone) | Err(_) => None,
+            Ok(LogPage::Gone) => {
+                self.gone = self.gone.max(Some(position));
+                None
+            }
+            Err(_) => None,
         }
     }
 }
@@ -317,6 +333,40 @@ mod tests {
         recorder.publish();
         let [unknown, written, _] = compare(&feed, 701, &before).await;
         assert!((1..=KEYS).contains(&unknown) && written > 100, "{unknown}, {written}");
+    }
+
+    /// A node that was sent the state has nothing of what was before: a message full of changes of that is not told piece by piece.
+    #[tokio::test]
+    async fn what_is_gone_costs_no_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Arc::new(EventLog::open(dir.path(), EventLogLimits::default()).unwrap());
+        let feed = Feed::new(Some(log));
+        let mut recorder = Recorder::new(feed.clone());
+        recorder.begin(HISTORY, 701);
+        let at = ApplyContext { log_id: LogId::new(1, 701), elapsed_ms: 0, time_ms: 0 };
+        let update = NewEvent {
+            operation: EventOperation::Update,
+            tenant: "t",
+            collection: "c",
+            key: b"k",
+            value: b"v",
+            created: 5,
+            previous: 5,
+            version: 2,
+            deadline_ms: None,
+        };
+        recorder.tell(&at, |events| events.event(update));
+        recorder.applied(701);
+        recorder.publish();
+        let mut cursor = feed.follow(701);
+        let page = cursor.page(0).await.unwrap();
+        let FeedContent::Events(events) = &page.records[0].content else { panic!("{page:?}") };
+        let mut looked_up = cursor.previous_values();
+        for previous in [5, 300, 5, 9] {
+            let update = AppliedEvent { previous, ..events[0].clone() };
+            assert_eq!(looked_up.before(&update, 701, 0).await, KeyBefore::Unknown);
+        }
+        assert_eq!((looked_up.reads, looked_up.gone), (0, Some(300)));
     }
 
     /// What is looked up is of the version that the change follows: a feed that has something else there does not do.

@@ -118,6 +118,52 @@ async fn a_state_that_broke_off_goes_on_behind_the_part_that_has_come() {
     .await;
 }
 
+/// The part that `follower` is told next.
+async fn next_part(follower: &mut Follower) -> StatePart {
+    loop {
+        let message = follower.message().await.unwrap();
+        if message.snapshot() == SnapshotMark::SnapshotSoFar {
+            return message.state_part.unwrap();
+        }
+    }
+}
+
+/// A node sends its state to eight at a time. One whose line is dead, which the node has not noticed, has one of these places.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_comes_back_has_the_place_of_its_own_dead_stream_and_another_request_begins_anew() {
+    const PLACES: usize = 8;
+    let dir = tempfile::tempdir().unwrap();
+    with_state(dir.path(), async |address| {
+        let resumable = SubscribeRequest {
+            accept_snapshot: true,
+            resumable: true,
+            heartbeat_ms: 60_000,
+            ..Default::default()
+        };
+        let mut followers = Vec::new();
+        for _ in 0..PLACES {
+            let mut follower = Follower::begin(address, resumable.clone()).await;
+            let begins = follower.message().await.unwrap();
+            assert_eq!((begins.snapshot(), begins.state_part), (SnapshotMark::SnapshotBegin, None));
+            followers.push(follower);
+        }
+        let part = next_part(&mut followers[0]).await;
+        let again = SubscribeRequest { state: Some(part), ..resumable.clone() };
+        let mut follower = Follower::begin(address, again).await;
+        let begins = follower.message().await.unwrap();
+        assert_eq!((begins.snapshot(), begins.state_part), (SnapshotMark::SnapshotBegin, Some(part)));
+
+        drop(followers);
+        let part = next_part(&mut follower).await;
+        let filters = vec![Filter { tenant_id: "other".to_owned(), ..Default::default() }];
+        let other = SubscribeRequest { state: Some(part), filters, ..resumable };
+        let mut follower = Follower::begin(address, other).await;
+        let begins = follower.message().await.unwrap();
+        assert_eq!((begins.snapshot(), begins.state_part), (SnapshotMark::SnapshotBegin, None));
+    })
+    .await;
+}
+
 /// A line to a node that cuts its first connections after so many bytes.
 struct CutLine {
     address: SocketAddr,

@@ -10,8 +10,20 @@ use crate::proto::replication::SubscribeRequest;
 #[derive(Debug)]
 pub(super) struct Acks(Mutex<AckProgress>);
 
+/// Whether the caller wants to hear how far the node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ProgressWish {
+    No,
+    /// The open stream is to say so.
+    Wanted,
+    /// The open stream has said so, and nothing has come of it yet.
+    Said,
+}
+
 #[derive(Debug)]
 struct AckProgress {
+    /// Which stream is open: the first is 1.
+    stream: u64,
     /// To the open stream. Only the newest is worth sending.
     to: Option<watch::Sender<SubscribeRequest>>,
     /// Everything up to here was delivered.
@@ -24,8 +36,7 @@ struct AckProgress {
     unacked_bytes: u64,
     /// Whether the node waits to hear that somebody is there.
     asked: bool,
-    /// Whether the caller wants to hear how far the node is, and it was not told so yet.
-    wants_progress: bool,
+    wish: ProgressWish,
     /// How many bytes are acknowledged at a time.
     step_bytes: u64,
 }
@@ -35,13 +46,14 @@ impl Acks {
         const WITHOUT_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
         let window_bytes = if window_bytes == 0 { WITHOUT_WINDOW_BYTES } else { window_bytes };
         Self(Mutex::new(AckProgress {
+            stream: 0,
             to: None,
             delivered: from,
             taken: from,
             acked: from,
             unacked_bytes: 0,
             asked: false,
-            wants_progress: false,
+            wish: ProgressWish::No,
             step_bytes: (window_bytes / 4).max(1),
         }))
     }
@@ -50,13 +62,19 @@ impl Acks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A stream begins after `from`; what it is to be told comes out there.
-    pub(super) fn begin(&self, from: u64) -> watch::Receiver<SubscribeRequest> {
+    /// A stream begins after `from`: its number, and what it is to be told comes out there.
+    pub(super) fn begin(&self, from: u64) -> (u64, watch::Receiver<SubscribeRequest>) {
         let (to, acks) = watch::channel(SubscribeRequest::default());
         let mut progress = self.progress();
-        progress.to = Some(to);
+        progress.stream += 1;
         (progress.acked, progress.unacked_bytes, progress.asked) = (from, 0, false);
-        acks
+        if progress.wish != ProgressWish::No {
+            // What the node of before has heard of it is lost with its stream.
+            progress.wish = ProgressWish::Wanted;
+            to.send_replace(SubscribeRequest { progress: true, ..SubscribeRequest::default() });
+        }
+        progress.to = Some(to);
+        (progress.stream, acks)
     }
 
     /// An entry of `bytes` was delivered, and with it everything up to `upto`.
@@ -85,14 +103,23 @@ impl Acks {
     /// The caller wants to hear how far the node is.
     pub(super) fn want_progress(&self) {
         let mut progress = self.progress();
-        progress.wants_progress = true;
+        progress.wish = ProgressWish::Wanted;
         progress.send();
     }
 
-    /// The stream has taken `message`, to send it.
-    pub(super) fn sent(&self, message: &SubscribeRequest) {
-        if message.progress {
-            self.progress().wants_progress = false;
+    /// The stream of this number has taken `message`, to send it.
+    pub(super) fn sent(&self, stream: u64, message: &SubscribeRequest) {
+        let mut progress = self.progress();
+        if message.progress && progress.stream == stream && progress.wish == ProgressWish::Wanted {
+            progress.wish = ProgressWish::Said;
+        }
+    }
+
+    /// The node has said how far it is.
+    pub(super) fn progress_came(&self) {
+        let mut progress = self.progress();
+        if progress.wish == ProgressWish::Said {
+            progress.wish = ProgressWish::No;
         }
     }
 
@@ -123,9 +150,46 @@ impl AckProgress {
         self.unacked_bytes = 0;
         if let Some(to) = &self.to {
             // 0 acknowledges nothing, and says that the follower lives.
-            let (ack_seq, progress) = (self.taken, self.wants_progress);
+            let (ack_seq, progress) = (self.taken, self.wish == ProgressWish::Wanted);
             let message = SubscribeRequest { ack_seq, heartbeat, progress, ..SubscribeRequest::default() };
             to.send_replace(message);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the stream is to send, taken by it.
+    fn told(acks: &mut watch::Receiver<SubscribeRequest>) -> Option<SubscribeRequest> {
+        acks.has_changed().unwrap().then(|| acks.borrow_and_update().clone())
+    }
+
+    #[test]
+    fn a_wish_for_progress_lives_until_progress_has_come() {
+        let acks = Acks::new(4, 0);
+        acks.want_progress();
+        let (first, mut to) = acks.begin(4);
+        let message = told(&mut to).expect("the stream says it at once");
+        assert_eq!((message.progress, message.ack_seq), (true, 0));
+        // A heartbeat that was sent before the node could know.
+        acks.progress_came();
+        acks.settle();
+        assert!(told(&mut to).unwrap().progress);
+        acks.sent(first, &message);
+        acks.settle();
+        assert!(!told(&mut to).unwrap().progress, "it is said once on a stream");
+
+        // The connection breaks before the node has heard it.
+        let (second, mut to) = acks.begin(4);
+        assert!(told(&mut to).unwrap().progress);
+        acks.sent(first, &message);
+        acks.settle();
+        assert!(told(&mut to).unwrap().progress, "what a stream of before takes is said to nobody");
+        acks.sent(second, &message);
+        acks.progress_came();
+        let (_, mut to) = acks.begin(4);
+        assert_eq!(told(&mut to), None, "the wish was fulfilled");
     }
 }

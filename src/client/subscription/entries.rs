@@ -79,7 +79,7 @@ pub enum FollowedChange {
         machine: u32,
         /// The value that it had before, if that was [asked](super::SubscribeOptions::previous) for. `None` for none, or if it is not known.
         previous_value: Option<Bytes>,
-        /// Whether it had one that the node does not keep any more, or that is too long to be told.
+        /// Whether it had one that the node does not keep any more, that is too long to be told, or that the node is too old to tell.
         previous_unknown: bool,
     },
     /// A command of a machine that tells no events was applied.
@@ -137,6 +137,17 @@ impl FollowedEntry {
             FollowedChange::Nothing => 0,
         };
         (bytes + FIXED_BYTES) as u64
+    }
+
+    /// For a follower that asked what keys held before: a node that does not know that question tells none, which is not to be taken
+    /// for a key that was not there.
+    pub(super) fn note_untold_previous(&mut self) {
+        if let FollowedChange::Event { operation, previous_value: None, previous_unknown, .. } =
+            &mut self.change
+        {
+            *previous_unknown |=
+                *operation != FollowedOperation::Insert && self.snapshot == SnapshotPart::None;
+        }
     }
 
     /// # Errors
@@ -277,6 +288,29 @@ mod tests {
                 assert!(unpack(bad.clone()).is_err(), "{bad:?}");
             }
         }
+    }
+
+    /// As a node tells it that knows nothing of previous values.
+    #[test]
+    fn a_previous_value_that_no_node_told_is_unknown_unless_there_is_none() {
+        let told = |operation: WalOperation, snapshot: SnapshotMark, before: Option<&'static str>| {
+            let mut message = entry(7);
+            (message.operation, message.snapshot) = (operation.into(), snapshot.into());
+            message.entity.as_mut().unwrap().previous_value = before.map(Bytes::from);
+            let mut entry = FollowedEntry::decode(message).unwrap();
+            entry.note_untold_previous();
+            match entry.change {
+                FollowedChange::Event { previous_unknown, .. } => previous_unknown,
+                other => panic!("{other:?}"),
+            }
+        };
+        let happened = SnapshotMark::NotOfASnapshot;
+        for operation in [WalOperation::Update, WalOperation::Delete, WalOperation::Expire] {
+            assert!(told(operation, happened, None), "{operation:?}");
+            assert!(!told(operation, happened, Some("")), "{operation:?}");
+        }
+        assert!(!told(WalOperation::Insert, happened, None));
+        assert!(!told(WalOperation::Update, SnapshotMark::SnapshotItem, None), "an item has none");
     }
 
     #[test]

@@ -333,6 +333,7 @@ impl Subscribing {
             progress.applied_time_ms = heartbeat.applied_time_ms;
             progress.applied_elapsed_ms = heartbeat.applied_elapsed_ms;
         });
+        self.acks.progress_came();
         Ok(())
     }
 }
@@ -360,9 +361,11 @@ impl Followed for Subscribing {
             state: rest.map(|(_, part)| part),
             ..self.opening.clone()
         };
-        let (acks, told) = (WatchStream::from_changes(self.acks.begin(from_seq)), Arc::downgrade(&self.acks));
+        let (number, acks) = self.acks.begin(from_seq);
+        let (acks, told) = (WatchStream::from_changes(acks), Arc::downgrade(&self.acks));
         // What is said ends with the subscription: so it must not keep that alive.
-        let acks = acks.inspect(move |message| told.upgrade().iter().for_each(|acks| acks.sent(message)));
+        let acks =
+            acks.inspect(move |message| told.upgrade().iter().for_each(|acks| acks.sent(number, message)));
         let messages = stream::iter([first]).chain(acks);
         replication(link).subscribe(messages).await.map(tonic::Response::into_inner)
     }
@@ -412,7 +415,10 @@ impl Followed for Subscribing {
                 if message.history != 0 {
                     history = HistoryEpoch(message.history);
                 }
-                let entry = FollowedEntry::decode(message)?;
+                let mut entry = FollowedEntry::decode(message)?;
+                if self.opening.previous {
+                    entry.note_untold_previous();
+                }
                 self.advance(&entry)?;
                 if entry.snapshot == SnapshotPart::Begin {
                     anew = Some(entry.seq);

@@ -96,6 +96,11 @@ impl Principal {
         Self { name, key, granted, expires, in_force, usage, address, refused }
     }
 
+    /// What the node calls it.
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
     /// It has asked for `call`, which is not granted to it. What it is told.
     pub(crate) fn deny(&self, call: &str) -> Failure {
         let asked = AuditedCall { path: call, address: self.address };

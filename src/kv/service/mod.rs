@@ -370,7 +370,8 @@ impl<N: KvNode> KvCalls for KvService<N> {
         let place = self
             .permit_watch(&request)
             .and_then(|()| caller_of(&request).and_then(|caller| WatchPlace::take(caller, limits.watches)));
-        let dispatching = (self.dispatch.clone(), self.asked.clone());
+        let own = self.asked.of(permitted::caller(request.extensions()).name());
+        let dispatching = (self.dispatch.clone(), own);
         let watch = watches::watch(node, by, draining, dispatching, request.into_inner(), place, call);
         Ok(Response::new(watch.await?))
     }
@@ -380,7 +381,8 @@ impl<N: KvNode> KvCalls for KvService<N> {
         request: Request<v1::WatchProgressRequest>,
     ) -> Result<Response<v1::WatchProgressResponse>, Status> {
         let (started, Door { node, by, metrics, .. }) = (Instant::now(), &self.door);
-        let outcome = progress::ask(node, by, &self.asked, request.into_inner()).await;
+        let own = self.asked.of(permitted::caller(request.extensions()).name());
+        let outcome = progress::ask(node, by, &own, request.into_inner()).await;
         metrics.observe(MethodId(WATCH_PROGRESS), started, &outcome);
         Ok(Response::new(outcome?))
     }

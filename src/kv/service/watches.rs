@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::dispatch::{Dispatch, RegisteredWatch};
 use super::message::{ToldUpTo, WatchMessage};
-use super::progress::{AskedWatches, WatchAsked};
+use super::progress::{CallerWatches, WatchAsked};
 use super::wishes::WatchWishes;
 use super::{KvNode, failure};
 use crate::door::Answerer;
@@ -42,7 +42,7 @@ pub(super) async fn watch<N: KvNode>(
     node: N,
     by: Answerer,
     draining: watch::Receiver<bool>,
-    (dispatch, askable): (Dispatch, AskedWatches),
+    (dispatch, askable): (Dispatch, CallerWatches),
     request: v1::WatchRequest,
     place: Result<WatchPlace, Failure>,
     call: StreamCall,
@@ -56,7 +56,7 @@ pub(super) async fn watch<N: KvNode>(
         let registered = dispatch.register(&node, history, wishes);
         let registered =
             registered.map_err(|error| failure::of_feed(error, cursor.next_position(), history))?;
-        Ok((cursor, registered, askable.register(watch_id), place))
+        Ok((cursor, registered, askable.register(watch_id, history), place))
     };
     let ((cursor, registered, asked, place), open) = call.open(prepare.await)?;
     let (state, told) = (node.watch(), ToldUpTo { next: cursor.next_position(), events: 0 });

@@ -33,6 +33,8 @@ use crate::types::{Bookmark, LogId};
 pub(in crate::node) const FIRST_PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of a state that are looked at in one piece.
 const STATE_PAGE_BYTES: usize = 192 * 1024;
+/// How long a follower that comes back to its state waits for a place to be sent it: that of its stream of before may be given back late.
+const PLACE_PATIENCE: Duration = Duration::from_secs(1);
 /// Pieces that are a part, which a follower that comes back goes on behind.
 const PART_PAGES: usize = 4;
 
@@ -62,17 +64,17 @@ pub(in crate::node) async fn serve<N: OperatedNode, E: FollowerEncoding>(
     _place: WatchPlace,
 ) -> Result<(), Failure> {
     let FollowerLine { requests, outlet, draining, principal, .. } = &mut line;
+    let drains = draining.clone();
     let prepare = async {
         let first = timeout(FIRST_PATIENCE, requests.next()).await;
         let first = first.map_err(|_| failures::says_nothing(FIRST_PATIENCE))?;
         let first = first.ok_or_else(|| invalid("the follower did not say where to begin"))??;
         let wishes = Wishes::parse(first, <N::Machine as StateMachine>::TELLS_EVENTS)?;
         wishes.choice.permit(principal)?;
-        if let Some(resumed) = resumed::<N>(&node, &subscribers, &wishes).await? {
+        if let Some(resumed) = resumed::<N>(&node, &subscribers, &wishes, drains).await? {
             return Ok((Arc::new(wishes), resumed));
         }
-        let begun = begin(&node, &wishes).await?;
-        let begun = match begun {
+        let begun = match begin(&node, &wishes).await? {
             Ok(cursor) => Begun::At(cursor),
             Err(first) if wishes.accept_snapshot => with_state::<N>(&node, &subscribers, first).await?,
             Err(error) => return Err(failures::of_follow(error)),
@@ -200,18 +202,27 @@ async fn resumed<N: OperatedNode>(
     node: &N,
     subscribers: &Subscribers,
     wishes: &Wishes,
+    draining: watch::Receiver<bool>,
 ) -> Result<Option<Begun<N>>, Failure> {
     node.may_be_followed()?;
     let Some((id, part)) = wishes.state else { return Ok(None) };
-    let permit = subscribers.snapshot_place()?;
-    let Some((unsent, after)) = subscribers.kept_states().take::<ViewOf<N>>(id, part).await else {
+    // Before the place: this ends the stream of before, which may have it.
+    let kept = subscribers.kept_states();
+    let Some((unsent, after)) = kept.take::<ViewOf<N>>(id, part).await else { return Ok(None) };
+    let (of, known) = (unsent.state.history(), node.current_history().epoch());
+    if !wishes.goes_on_with_state_of(&unsent.wishes) || !wishes.start.is_in(of) || of.differs_from(known) {
         return Ok(None);
+    }
+    let permit = match subscribers.snapshot_place_within(PLACE_PATIENCE).await {
+        Ok(permit) => permit,
+        Err(failure) => {
+            kept.keep(unsent, draining);
+            return Err(failure);
+        }
     };
-    let UnsentState { state, cursor, parts } = unsent;
-    let is_of_history = !state.history().differs_from(node.current_history().epoch());
+    let UnsentState { state, cursor, parts, .. } = unsent;
     let behind = Some((part, after));
-    let begun = || Begun::With(Box::new(StateToSend { state, parts, behind }), cursor, permit);
-    Ok(is_of_history.then(begun))
+    Ok(Some(Begun::With(Box::new(StateToSend { state, parts, behind }), cursor, permit)))
 }
 
 /// Whether a state was not sent because its follower has gone, and not for what it is.
@@ -237,8 +248,9 @@ async fn send_or_keep<N: OperatedNode, E: FollowerEncoding>(
     };
     if sending.wishes.resumable && is_broken_off(&sent) {
         let StateToSend { state, parts, .. } = to_send;
+        let wishes = sending.wishes.clone();
         let (cursor, draining) = sending.into_rest();
-        kept.keep(UnsentState { state, cursor, parts }, draining);
+        kept.keep(UnsentState { state, cursor, parts, wishes }, draining);
         return sent.map(|_| None);
     }
     Ok(sent?.then_some(sending))

@@ -15,10 +15,11 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::stream::drained;
+use super::wishes::Wishes;
 use crate::engine::HeldState;
 use crate::feed::FeedCursor;
 use crate::runtime;
@@ -71,11 +72,17 @@ pub(super) struct UnsentState<V> {
     pub(super) state: HeldState<V>,
     pub(super) cursor: FeedCursor,
     pub(super) parts: StateParts,
+    /// What it was sent for.
+    pub(super) wishes: Arc<Wishes>,
 }
 
 struct KeptState {
     id: u64,
+    /// Of this keep: the same state may be kept again after it was gone on with.
+    number: u64,
     state: Box<dyn Any + Send>,
+    /// What lets go of it waits no more once this is dropped.
+    _is_kept: oneshot::Sender<()>,
 }
 
 /// See the [module](self).
@@ -94,6 +101,8 @@ struct KnownStates {
     /// Those that are being sent, and what tells that their followers have left.
     open: HashMap<u64, Arc<Notify>>,
     kept: Vec<KeptState>,
+    /// The number of the last keep.
+    last: u64,
 }
 
 /// A state that is being sent, for as long as it is.
@@ -112,7 +121,12 @@ impl OpenState {
 
 impl Drop for OpenState {
     fn drop(&mut self) {
-        self.states.lock().open.remove(&self.id);
+        let mut known = self.states.lock();
+        // Its follower may be sent the rest on another stream by now.
+        if known.open.get(&self.id).is_some_and(|left| Arc::ptr_eq(left, &self.left)) {
+            known.open.remove(&self.id);
+        }
+        drop(known);
         self.states.0.ended.notify_waiters();
     }
 }
@@ -142,21 +156,35 @@ impl KeptStates {
         mut draining: watch::Receiver<bool>,
     ) {
         let (id, mut pinned) = (unsent.parts.id, unsent.state.pinned.clone());
+        let (is_kept, taken) = oneshot::channel();
+        let state = Box::new(unsent);
         let mut known = self.lock();
-        if known.kept.len() == MAX_KEPT {
-            known.kept.remove(0);
-        }
-        known.kept.push(KeptState { id, state: Box::new(unsent) });
+        known.last += 1;
+        let number = known.last;
+        let oldest = (known.kept.len() == MAX_KEPT).then(|| known.kept.remove(0));
+        known.kept.push(KeptState { id, number, state, _is_kept: is_kept });
         drop(known);
+        // It may be large: nobody waits for that.
+        drop(oldest);
         let states = self.clone();
         runtime::spawn(async move {
             tokio::select! {
+                _ = taken => {}
                 () = tokio::time::sleep(KEPT_FOR) => {}
                 () = pinned.too_much() => {}
                 () = drained(&mut draining) => {}
             }
-            states.lock().kept.retain(|kept| kept.id != id);
+            states.let_go(number);
         });
+    }
+
+    /// What was kept by keep `number` is kept no more, if it still is.
+    fn let_go(&self, number: u64) {
+        let mut known = self.lock();
+        let found = known.kept.iter().position(|kept| kept.number == number);
+        let gone = found.map(|found| known.kept.remove(found));
+        drop(known);
+        drop(gone);
     }
 
     /// The state whose follower knows it by `id`, and where the machine goes on behind `part`, if both are known. It is not kept any more.
@@ -199,6 +227,7 @@ mod tests {
     use super::*;
     use crate::engine::Pinned;
     use crate::feed::Feed;
+    use crate::proto::replication::SubscribeRequest;
     use crate::raft::published::{Applied, Progress};
 
     const MOST_BYTES: u64 = 1_000_000;
@@ -210,7 +239,8 @@ mod tests {
         let state = HeldState::new(Arc::new(Applied { progress, view }), pinned);
         let mut parts = StateParts::new();
         parts.add(b"x");
-        UnsentState { state, cursor: Feed::new(None).follow(0), parts }
+        let wishes = Arc::new(Wishes::parse(SubscribeRequest::default(), true).unwrap());
+        UnsentState { state, cursor: Feed::new(None).follow(0), parts, wishes }
     }
 
     #[tokio::test(start_paused = true)]
@@ -242,6 +272,39 @@ mod tests {
         drain.send_replace(true);
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(kept.count(), 0, "the node drains");
+    }
+
+    /// A follower whose line breaks again and again: what waited to let go of an earlier keep has no say in the later one.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_again_is_kept_for_as_long_as_before() {
+        let (kept, now) = (KeptStates::default(), watch::Sender::new(Progress::default()));
+        let (_drain, draining) = watch::channel(false);
+        let unsent = unsent(&now);
+        let id = unsent.parts.id;
+        kept.keep(unsent, draining.clone());
+        tokio::time::sleep(KEPT_FOR - Duration::from_secs(1)).await;
+        let (unsent, _) = kept.take::<()>(id, 1).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        assert_eq!(tasks(), 0, "nothing waits to let go of what was gone on with");
+        kept.keep(unsent, draining);
+        tokio::time::sleep(KEPT_FOR - Duration::from_secs(1)).await;
+        assert_eq!((kept.count(), tasks()), (1, 1));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!((kept.count(), tasks()), (0, 0));
+    }
+
+    /// The stream of before ends after the one that took its place has begun.
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_ends_late_leaves_the_next_one_of_its_follower_known() {
+        let kept = KeptStates::default();
+        let before = kept.open(7);
+        let open = kept.open(7);
+        drop(before);
+        let begun = Instant::now();
+        assert!(kept.take::<()>(7, 1).await.is_none());
+        assert_eq!(begun.elapsed(), PATIENCE, "it is waited for");
+        timeout_at(begun + PATIENCE, open.left()).await.expect("it is told that its follower has left");
     }
 
     #[tokio::test(start_paused = true)]

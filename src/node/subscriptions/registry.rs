@@ -12,7 +12,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Unit;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::files::KeptSnapshots;
 use super::kept_states::KeptStates;
@@ -277,13 +277,27 @@ impl Subscribers {
     /// # Errors
     /// When all are taken.
     pub(super) fn snapshot_place(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        self.0.snapshots.clone().try_acquire_owned().map_err(|_| {
-            let message = format!(
-                "this node sends its state to {MAX_SNAPSHOTS} followers already; try again, or at another node"
-            );
-            failure(Reason::LimitReached, message, false, None)
-        })
+        self.0.snapshots.clone().try_acquire_owned().map_err(|_| all_taken())
     }
+
+    /// The same, once there is one, if that is within `patience`.
+    ///
+    /// # Errors
+    /// When all are taken for so long.
+    pub(super) async fn snapshot_place_within(
+        &self,
+        patience: Duration,
+    ) -> Result<OwnedSemaphorePermit, Failure> {
+        let place = timeout(patience, self.0.snapshots.clone().acquire_owned()).await;
+        place.ok().and_then(Result::ok).ok_or_else(all_taken)
+    }
+}
+
+fn all_taken() -> Failure {
+    let message = format!(
+        "this node sends its state to {MAX_SNAPSHOTS} followers already; try again, or at another node"
+    );
+    failure(Reason::LimitReached, message, false, None)
 }
 
 /// A follower's place in the list, for as long as its stream is open.
@@ -413,5 +427,20 @@ mod tests {
         assert_eq!(list.snapshot_place().unwrap_err().reason(), Reason::LimitReached);
         drop(places);
         drop(list.snapshot_place().unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_is_waited_for_no_longer_than_it_may_take() {
+        let (list, patience) = (Subscribers::default(), Duration::from_secs(1));
+        let mut places: Vec<_> = (0..MAX_SNAPSHOTS).map(|_| list.snapshot_place().unwrap()).collect();
+        let refused = list.snapshot_place_within(patience).await.unwrap_err();
+        assert_eq!(refused.reason(), Reason::LimitReached);
+        let given_back = async {
+            tokio::time::sleep(patience / 2).await;
+            places.pop();
+        };
+        let (place, ()) = tokio::join!(list.snapshot_place_within(patience), given_back);
+        let _place = place.unwrap();
+        assert_eq!(list.snapshot_place().unwrap_err().reason(), Reason::LimitReached);
     }
 }

@@ -35,6 +35,14 @@ pub(super) enum StartAt {
     Now(HistoryEpoch),
 }
 
+impl StartAt {
+    /// Whether it may be a position of `history`.
+    pub(super) fn is_in(self, history: HistoryEpoch) -> bool {
+        let (Self::After(Bookmark { history: given, .. }) | Self::Now(given)) = self;
+        !given.differs_from(history)
+    }
+}
+
 /// What is sent, and how.
 #[derive(Debug)]
 pub(super) struct Wishes {
@@ -114,6 +122,17 @@ impl Wishes {
             previous: request.previous,
             serves: serving_at(request.serves)?,
         })
+    }
+
+    /// Whether a state that was begun for `other` is what this asks for: chosen alike, and in the place of what comes after the same position.
+    pub(super) fn goes_on_with_state_of(&self, other: &Self) -> bool {
+        let is_after_the_same = match (self.start, other.start) {
+            (StartAt::After(after), StartAt::After(before)) => {
+                after.index == before.index && !after.history.differs_from(before.history)
+            }
+            _ => false,
+        };
+        is_after_the_same && self.choice == other.choice
     }
 }
 
@@ -259,6 +278,31 @@ mod tests {
         assert_eq!(wishes.serves, None);
         assert_eq!(wishes.heartbeat, Duration::from_secs(5));
         assert!(wishes.choice.is_all() && wishes.choice.has(b"any", b"thing"));
+    }
+
+    #[test]
+    fn a_state_is_gone_on_with_by_who_asks_for_the_same() {
+        let first = SubscribeRequest {
+            from_seq: 5,
+            accept_snapshot: true,
+            filters: vec![filter("a", "")],
+            ..SubscribeRequest::default()
+        };
+        let goes_on = |again: &SubscribeRequest| {
+            let parse = |request: &SubscribeRequest| Wishes::parse(request.clone(), true).unwrap();
+            parse(again).goes_on_with_state_of(&parse(&first))
+        };
+        let again = SubscribeRequest { heartbeat_ms: 200, history: 3, ..first.clone() };
+        assert!(goes_on(&first) && goes_on(&again), "it knows the history by now");
+        for other in [
+            SubscribeRequest { filters: vec![filter("b", "")], ..first.clone() },
+            SubscribeRequest { filters: vec![filter("a", "x")], ..first.clone() },
+            SubscribeRequest { filters: Vec::new(), ..first.clone() },
+            SubscribeRequest { from_seq: 6, ..first.clone() },
+            SubscribeRequest { from_seq: 0, from_now: true, ..first.clone() },
+        ] {
+            assert!(!goes_on(&other), "{other:?}");
+        }
     }
 
     #[test]

@@ -472,7 +472,7 @@ async fn a_watch_whose_client_stops_in_the_middle_of_something_holds_up_no_other
     node.put("k", 1);
     let (metrics, _) = metrics();
     let caller = Places::new(8, 0).admit(None).await;
-    let dispatching = (Dispatch::default(), AskedWatches::default());
+    let dispatching = (Dispatch::default(), AskedWatches::default().of(&"somebody".into()));
     let (_drain, draining) = watch::channel(false);
     let watch = async || {
         let call = StreamCall::new(metrics.clone(), MethodId(WATCH), &Gauge::default());

@@ -40,7 +40,7 @@ impl Watcher {
         let call = StreamCall::new(self.metrics.clone(), MethodId(WATCH), &Gauge::default());
         let place = crate::door::streams::WatchPlace::take(&self.caller, Bound { each: 20_000, all: 20_000 });
         let (by, draining) = (Answerer::of(&self.node), self.drain.subscribe());
-        let dispatching = (self.dispatch.clone(), self.asked.clone());
+        let dispatching = (self.dispatch.clone(), self.asked.of(&"somebody".into()));
         watches::watch(self.node.clone(), by, draining, dispatching, request, place, call).await
     }
 
@@ -513,8 +513,13 @@ async fn what_is_not_kept_any_more_is_told_to_be_unknown() {
 
 impl Watcher {
     async fn ask(&self, watch_id: u64) -> Result<u64, Failure> {
+        self.ask_as("somebody", watch_id).await
+    }
+
+    async fn ask_as(&self, caller: &str, watch_id: u64) -> Result<u64, Failure> {
         let (by, request) = (Answerer::of(&self.node), v1::WatchProgressRequest { watch_id });
-        progress::ask(&self.node, &by, &self.asked, request).await.map(|answer| answer.next_revision)
+        let own = self.asked.of(&caller.into());
+        progress::ask(&self.node, &by, &own, request).await.map(|answer| answer.next_revision)
     }
 }
 
@@ -549,7 +554,21 @@ async fn a_watch_that_is_asked_says_how_far_it_is_and_not_before_it_is_there() {
     for (watch_id, reason) in [(0, Reason::Invalid), (8, Reason::NotFound)] {
         assert_eq!(watcher.ask(watch_id).await.unwrap_err().reason(), reason);
     }
+    let of_others = watcher.ask_as("somebody else", 7).await;
+    assert_eq!(of_others.unwrap_err().reason(), Reason::NotFound, "a watch is its caller's");
     drop(watch);
     assert_eq!(watcher.ask(7).await.unwrap_err().reason(), Reason::NotFound);
     assert_eq!(watcher.asked.count(), 0, "nothing is kept of a watch that has gone");
+}
+
+/// The revisions of another history are not those of the node: nobody would say what was promised.
+#[tokio::test]
+async fn a_watch_of_another_history_is_not_asked() {
+    let watcher = Watcher::of(FakeNode::new()).await;
+    let own = || watcher.asked.of(&"somebody".into());
+    let other = own().register(7, HistoryEpoch(HISTORY.0 + 1));
+    assert_eq!(watcher.ask(7).await.unwrap_err().reason(), Reason::NotFound);
+    let same = own().register(7, HISTORY);
+    let next = watcher.ask(7).await.unwrap();
+    assert_eq!((same.below(), other.below()), (Some(next), None));
 }
