@@ -45,7 +45,7 @@ impl GivenSettings {
             Some("yaml" | "yml") => {
                 // Without the lines around it, which may hold a secret.
                 serde_saphyr::from_str(text).map_err(|error| error.without_snippet().to_string())
-            },
+            }
             _ => return Err(SettingsError::UnknownFormat { path: path.to_owned() }),
         };
         parsed.map_err(|detail| SettingsError::Parse { path: path.to_owned(), detail })
