@@ -22,7 +22,7 @@ use futures::task::AtomicWaker;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::trust::wire::{Proof, Proven, ShownCertificate};
+use crate::trust::wire::{Proof, Proven, ProvenCertificate};
 
 /// A place that is kept back is given to a newcomer although a request is under way on it, when that takes longer.
 const RESERVED_PATIENCE: Duration = Duration::from_secs(1);
@@ -302,7 +302,7 @@ impl Caller {
     }
 
     /// The certificate that it has shown, if it has shown one. One that is not signed as it should be is never shown here.
-    pub(crate) fn certificate(&self) -> Option<&ShownCertificate> {
+    pub(crate) fn certificate(&self) -> Option<&ProvenCertificate> {
         match self.proven()? {
             Proven::Certificate(shown) => Some(shown),
             Proven::Plain | Proven::Anonymous | Proven::Secret => None,

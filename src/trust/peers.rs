@@ -22,7 +22,7 @@ use super::challenge::{self, BINDING_LABEL, Binding};
 use super::material::{Means, OwnName, PeerMaterial, now};
 use super::settings::{PeerAuth, PeerTrust, ProofSource};
 use super::wire::{
-    Basis, ConnectionLife, Connections, OpenedWire, Proof, Proven, RawWire, SecuredWire, ShownCertificate,
+    Basis, ConnectionLife, Connections, OpenedWire, Proof, Proven, ProvenCertificate, RawWire, SecuredWire,
 };
 use super::{HANDSHAKE_PATIENCE, TrustError};
 use crate::runtime::{self, offload};
@@ -165,7 +165,7 @@ impl PeerAuthenticator {
         let (proven, basis) = match &material.means {
             Means::Certificates { .. } => {
                 let chain = owned(tls.get_ref().1.peer_certificates());
-                let shown = chain.first().map(ShownCertificate::of);
+                let shown = chain.first().map(ProvenCertificate::of);
                 let shown = shown.filter(|shown| self.own.label.nodes_of(&shown.names).next().is_some());
                 let shown = shown.ok_or_else(|| denied("the caller's certificate is no member's"))?;
                 tls.write_all(&[WELCOME]).await?;
@@ -226,7 +226,7 @@ impl PeerAuthenticator {
         let (proven, basis) = match &material.means {
             Means::Certificates { .. } => {
                 let chain = owned(tls.get_ref().1.peer_certificates());
-                let shown = chain.first().map(ShownCertificate::of);
+                let shown = chain.first().map(ProvenCertificate::of);
                 let shown = shown.ok_or_else(|| denied("what answers there shows no certificate"))?;
                 if let Some(wanted) = wanted
                     && !self.own.label.nodes_of(&shown.names).any(|node_id| node_id == wanted)

@@ -25,7 +25,7 @@ use tokio_rustls::TlsAcceptor;
 use super::certificates::facts;
 use super::material::now;
 use super::pem::{self, PemText};
-use super::wire::{Basis, Connections, OpenedWire, Proof, Proven, RawWire, SecuredWire, ShownCertificate};
+use super::wire::{Basis, Connections, OpenedWire, Proof, Proven, ProvenCertificate, RawWire, SecuredWire};
 use super::{TrustError, provider, refusal};
 use crate::runtime::offload;
 use crate::wire::Wire;
@@ -209,7 +209,7 @@ impl PortSecurity {
         let server = self.current.load().server.clone();
         let mut tls = TlsAcceptor::from(server).accept(raw).await?;
         let chain: Vec<_> = tls.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
-        let (proven, basis) = match chain.first().map(ShownCertificate::of) {
+        let (proven, basis) = match chain.first().map(ProvenCertificate::of) {
             None => (Proven::Anonymous, None),
             Some(shown) => {
                 (Proven::Certificate(shown), Some(Basis::Chain { chain, at: now(), accepted: true }))

@@ -35,19 +35,19 @@ pub(crate) enum Proven {
     /// That it knows the secret.
     Secret,
     /// That it has the key of a certificate that is signed as it should be.
-    Certificate(ShownCertificate),
+    Certificate(ProvenCertificate),
 }
 
 /// What stands in the certificate of the other end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ShownCertificate {
+pub(crate) struct ProvenCertificate {
     /// DNS names and URIs.
     pub(crate) names: Vec<String>,
     /// Until when it is valid, in seconds since the Unix epoch; 0 if that cannot be read.
     pub(crate) expires_s: u64,
 }
 
-impl ShownCertificate {
+impl ProvenCertificate {
     pub(super) fn of(certificate: &CertificateDer<'_>) -> Self {
         let expires_s = facts(certificate).and_then(|facts| u64::try_from(facts.not_after_s).ok());
         Self { names: names(certificate), expires_s: expires_s.unwrap_or_default() }

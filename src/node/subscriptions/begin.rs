@@ -11,13 +11,14 @@ use tokio::time::timeout;
 use super::entry::EntryAt;
 use super::failures;
 use super::kept_states::{KeptStates, StateParts, UnsentState};
-use super::registry::{FollowerCaller, Subscribers};
+use super::registry::{FollowerCaller, FollowerPlace, Subscribers};
 use super::rest::StateItems;
 use super::stream::{LookAtNode, NodeClocks, Sending, drained};
 use super::transport::{FollowerEncoding, FollowerLine, PartMark, StateMark, SyncKind};
 use super::wishes::{StartAt, Wishes};
 use crate::address::Address;
 use crate::door::failure::invalid;
+use crate::door::rights::Principal;
 use crate::door::streams::WatchPlace;
 use crate::engine::{FollowError, HeldState, NodeState};
 use crate::error::ReadError;
@@ -51,6 +52,17 @@ struct StateToSend<N: OperatedNode> {
     parts: StateParts,
     /// The part that the follower has, and where the machine goes on behind it.
     behind: Option<(u64, Vec<u8>)>,
+}
+
+/// Has clients told of a replica that says it is reached at `client`, if it may say so: clients go there, and show their credentials.
+fn tell_of(client: String, principal: &Principal, place: &FollowerPlace) {
+    match principal.answers_reads() {
+        true => place.serves_at(client),
+        false => tracing::info!(
+            replica = client,
+            "clients are not told of a replica whose credential has not the role replica"
+        ),
+    }
 }
 
 /// Sends to one follower until it has had enough.
@@ -96,14 +108,7 @@ pub(in crate::node) async fn serve<N: OperatedNode, E: FollowerEncoding>(
     let caller = FollowerCaller { transport: E::TRANSPORT, address: line.caller.address() };
     let place = subscribers.enter(wishes.id.clone(), caller, wishes.choice.shown(), from);
     if let Some(client) = wishes.serves.clone().filter(|client| is_told(client, caller.address)) {
-        // Clients go where they are told that a replica is, and show their credentials there.
-        match line.principal.answers_reads() {
-            true => place.serves_at(client),
-            false => tracing::info!(
-                replica = client,
-                "clients are not told of a replica whose credential has not the role replica"
-            ),
-        }
+        tell_of(client, &line.principal, &place);
     }
     let state = node.watch();
     let look: LookAtNode = Box::new(move || {

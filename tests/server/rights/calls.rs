@@ -40,6 +40,8 @@ fn granted(path: &str) -> &'static [&'static str] {
         (_, "OpenSession" | "CloseSession") => &["root", "other"],
         // What comes on it is looked at one by one.
         ("quorate.v1.Pipeline", "Run") | ("quorate.v1.Kv", "Pipeline") => &["root", "other"],
+        // It asks for a watch, which its caller alone can have.
+        ("quorate.v1.Kv", "WatchProgress") => &["root", "other"],
         ("quorate.v1.Kv", _) | ("replication.ReplicationService", _) => &["root"],
         _ => panic!("nobody has said who may call {path}"),
     }
