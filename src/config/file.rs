@@ -38,12 +38,17 @@ impl GivenSettings {
 
     /// What `text` says, in the form that the name of its file tells.
     pub(super) fn parse(path: &Path, text: &str) -> Result<Self, SettingsError> {
+        // The words of an error show the line, which may hold a secret.
+        let is_shown = !text.contains("secret");
         let parsed = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("toml") if is_shown => toml::from_str(text).map_err(|error| error.to_string()),
             Some("toml") => toml::from_str(text).map_err(|error| toml_words(text, &error)),
             // A file of comments only has no document to parse.
             Some("yaml" | "yml") if is_blank_yaml(text) => Ok(Self::default()),
+            Some("yaml" | "yml") if is_shown => {
+                serde_saphyr::from_str(text).map_err(|error| error.to_string())
+            }
             Some("yaml" | "yml") => {
-                // Without the lines around it, which may hold a secret.
                 serde_saphyr::from_str(text).map_err(|error| error.without_snippet().to_string())
             }
             _ => return Err(SettingsError::UnknownFormat { path: path.to_owned() }),
@@ -56,7 +61,7 @@ fn is_blank_yaml(text: &str) -> bool {
     text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#') || line == "---")
 }
 
-/// What is wrong, and where. The error's own words show the line, which may hold a secret.
+/// What is wrong, and in which line.
 fn toml_words(text: &str, error: &toml::de::Error) -> String {
     let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
     format!("line {line}: {}", error.message())

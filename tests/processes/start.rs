@@ -178,7 +178,7 @@ fn where_the_data_are_is_said_first_whatever_is_logged() {
     ] {
         let mut command = Command::new(QUORATE);
         // It ends by itself: there is no such address.
-        command.args(["serve", "--single", "--client-listen", "192.0.2.1:7801"]).args(log);
+        command.args(["serve", "--single", "--client-listen", "192.0.2.1:7801", "--insecure"]).args(log);
         command.env_remove("QUORATE_DATA_DIR").env("XDG_DATA_HOME", home.path());
         let run = outcome(command);
         let first = run.stderr.lines().next().unwrap_or_default();
@@ -200,11 +200,15 @@ fn what_cannot_be_is_refused_with_what_could() {
         (&["--single", "--election-timeout-max-ms", "99999999999"], 3, "must be from 3 to 600000"),
         (&["--single", "--snapshot-every-bytes", "0"], 3, "snapshot_every_bytes (0) must be from 1 to"),
         (
-            &["--single", "--client-listen", "nowhere.invalid:7801"],
+            &["--single", "--insecure", "--client-listen", "nowhere.invalid:7801"],
             1,
             "with a host that this machine can resolve",
         ),
-        (&["--single", "--peer-listen", "192.0.2.1:7801"], 1, "this machine has no such address"),
+        (
+            &["--single", "--insecure", "--peer-listen", "192.0.2.1:7801"],
+            1,
+            "this machine has no such address",
+        ),
     ] {
         let mut command = Command::new(QUORATE);
         command.args(["serve", "--data-dir", data]);

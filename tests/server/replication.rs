@@ -196,8 +196,9 @@ async fn every_metric_that_the_guide_names_exists() {
         let of_secured = |name: &str| {
             let plain =
                 ["_total", "_seconds"].iter().find_map(|unit| name.strip_suffix(unit)).unwrap_or(name);
-            let is_theirs =
-                ["certificate", "credentials", "handshakes"].iter().any(|word| name.contains(word));
+            let is_theirs = ["certificate", "credentials", "handshakes", "connections_plain"]
+                .iter()
+                .any(|word| name.contains(word));
             is_theirs && sources.iter().any(|source| source.contains(&format!("\"{plain}\"")))
         };
         for name in named {
