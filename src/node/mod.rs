@@ -455,9 +455,8 @@ async fn keep_fresh(security: Option<Arc<PortSecurity>>, credentials: Option<Cre
         }
     };
     let credentials = async {
-        match credentials {
-            Some(credentials) => match credentials.keep().await {},
-            None => {}
+        if let Some(credentials) = credentials {
+            match credentials.keep().await {}
         }
     };
     join(certificates, credentials).await;

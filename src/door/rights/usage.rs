@@ -74,10 +74,13 @@ impl CallerUsage {
     }
 }
 
+/// The kind of a credential, and the name that it gives.
+type CallerName = (&'static str, Arc<str>);
+
 /// Callers by the kinds of their credentials and their names.
 #[derive(Debug)]
 pub(super) struct Usages {
-    known: Mutex<HashMap<(&'static str, Arc<str>), Arc<CallerUsage>>>,
+    known: Mutex<HashMap<CallerName, Arc<CallerUsage>>>,
     /// Of all those together for whom there is no room, so that many names are no way around a limit.
     others: Arc<CallerUsage>,
 }
