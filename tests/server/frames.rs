@@ -427,6 +427,7 @@ async fn frames_tell_commands_as_they_are_of_a_machine_without_events() {
 }
 
 /// It waits for a minute, as every follower with a full window may.
+#[ignore = "waits for a minute"]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_by_frames_that_acknowledges_nothing_is_told_that_it_lags() {
     const WINDOW: u64 = 64 * 1024;
