@@ -300,10 +300,10 @@ class FollowExampleTest(unittest.TestCase):
         self.output = os.path.join(self.node.directory, "followed")
 
     def run_example(self, *arguments, address=None, **how):
-        command = [sys.executable, self.program, address or self.port(), *arguments]
-        # Whoever runs in the background has interrupts ignored, and so would what it starts.
-        heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-        example = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=heard, **how)
+        # Whoever runs in the background has interrupts ignored, and so would what it starts. A function that runs in the child
+        # would do, too, but then this process is forked, and gRPC's threads in the fork sometimes end it before it is the example.
+        command = ["env", "--default-signal=INT", sys.executable, self.program, address or self.port(), *arguments]
+        example = subprocess.Popen(command, stdin=subprocess.DEVNULL, **how)
         self.addCleanup(example.wait)
         self.addCleanup(example.kill)
         return example
